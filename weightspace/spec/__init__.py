@@ -1,0 +1,54 @@
+"""What a weight space is: groups, cells, scalings, and the group that acts on weights."""
+
+from weightspace.spec._builders import mlp_spec
+from weightspace.spec._elements import (
+    act,
+    cell_view,
+    check_element,
+    compose,
+    identity,
+    invert,
+    random_element,
+    source_index,
+)
+from weightspace.spec._types import (
+    SYMMETRIES,
+    Cell,
+    Dim,
+    Element,
+    Exponent,
+    Frozen,
+    Group,
+    Scaling,
+    Symmetry,
+    TensorSpec,
+    Weights,
+    WeightSpec,
+)
+from weightspace.spec._verify import VerifyReport, verify
+
+__all__ = [
+    "SYMMETRIES",
+    "Cell",
+    "Dim",
+    "Element",
+    "Exponent",
+    "Frozen",
+    "Group",
+    "Scaling",
+    "Symmetry",
+    "TensorSpec",
+    "VerifyReport",
+    "WeightSpec",
+    "Weights",
+    "act",
+    "cell_view",
+    "check_element",
+    "compose",
+    "identity",
+    "invert",
+    "mlp_spec",
+    "random_element",
+    "source_index",
+    "verify",
+]
