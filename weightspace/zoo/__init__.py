@@ -1,0 +1,31 @@
+"""The zoo: populations of networks in one HDF5 file, and single checkpoints in and out."""
+
+from weightspace.zoo._architectures import spec_of
+from weightspace.zoo._checkpoints import Network, load_network, save_network
+from weightspace.zoo._files import (
+    FORMAT_VERSION,
+    atomic_path,
+    canonical_json,
+    content_digest,
+    join_zoos,
+    verify_digest,
+)
+from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo, split_items
+
+__all__ = [
+    "FORMAT_VERSION",
+    "SPLITS",
+    "Network",
+    "Population",
+    "Source",
+    "Zoo",
+    "atomic_path",
+    "canonical_json",
+    "content_digest",
+    "join_zoos",
+    "load_network",
+    "save_network",
+    "spec_of",
+    "split_items",
+    "verify_digest",
+]

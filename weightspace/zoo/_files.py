@@ -1,0 +1,406 @@
+"""Zoo files: write atomically, validate, map, digest, join. FORMAT.md is the contract."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from weightspace.errors import OutputError, SpecError, ZooError
+from weightspace.spec import WeightSpec
+from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo
+
+FORMAT = "weightspace-zoo"
+FORMAT_VERSION = 1
+STORAGE = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+PER_ROW = {"network": "<i8", "step": "<i8"}
+PER_NETWORK = {"source": "<i8", "view": "<i8", "split": "|u1"}
+TABLES = ("hyperparameters", "labels", "metrics")
+BLOCK_ROWS = 4096
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no white space: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+# -- writing -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_path(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary path beside ``path`` that is flushed and renamed to it when the block ends well.
+
+    Raises:
+        OutputError: ``path`` exists and may not be overwritten, or cannot be written (full disk, no
+            directory, no permission).
+    """
+    if path.exists() and not overwrite:
+        raise OutputError(f"output: {path} exists already; choose another name or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"output: directory {path.parent} does not exist")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise OutputError(f"output: {path} could not be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_zoo(zoo: Zoo, path: Path, *, overwrite: bool = False) -> Path:
+    """Write a zoo atomically; see ``Zoo.save``."""
+    for name, population in zoo.populations.items():
+        check_population(f"/populations/{name}", population)
+    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+        _write_header(file, zoo.recipe, content_digest(zoo))
+        for name, population in zoo.populations.items():
+            _write_population(file.create_group(f"populations/{name}"), population, [population.weights])
+        _write_sources(file, zoo.sources)
+    return path
+
+
+def _write_header(file: h5py.File, recipe: Mapping[str, Any] | None, digest: str) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    try:
+        versions["weightspace"] = version("weightspace")
+    except PackageNotFoundError:  # used from a source tree that was not installed
+        versions["weightspace"] = "unknown"
+    file.attrs["format"] = FORMAT
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["digest"] = digest
+    file.attrs["recipe"] = canonical_json(recipe)
+    file.attrs["created_by"] = canonical_json(versions)
+
+
+def _write_population(group: h5py.Group, population: Population, blocks: Iterable[np.ndarray]) -> None:
+    group.attrs["spec"] = population.spec.to_json()
+    group.attrs["architecture"] = canonical_json(population.architecture)
+    group.attrs["protocol"] = canonical_json(population.protocol)
+    group.attrs["weights_dtype"] = population.dtype
+    rows = len(population.network)
+    weights = group.create_dataset(
+        "weights", (rows, population.spec.num_parameters), dtype=STORAGE[population.dtype]
+    )
+    at = 0
+    for block in blocks:
+        for start in range(0, len(block), BLOCK_ROWS):
+            part = block[start : start + BLOCK_ROWS]
+            weights[at : at + len(part)] = part
+            at += len(part)
+    for name, dtype in {**PER_ROW, **PER_NETWORK}.items():
+        group.create_dataset(name, data=np.asarray(getattr(population, name), dtype=dtype))
+    for table in TABLES:
+        columns = group.create_group(table)
+        for name, values in getattr(population, table).items():
+            columns.create_dataset(name, data=_little_endian(values))
+
+
+def _write_sources(file: h5py.File, sources: Mapping[str, Source]) -> None:
+    for name, source in sources.items():
+        group = file.create_group(f"sources/{name}")
+        group.create_dataset(
+            "items", data=_little_endian(source.items), compression="gzip", compression_opts=4
+        )
+        group.create_dataset("index", data=np.asarray(source.index, dtype="<i8"))
+
+
+def _little_endian(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values).astype(np.asarray(values).dtype.newbyteorder("<"), copy=False)
+
+
+# -- digest ------------------------------------------------------------------------------------------------
+
+
+def content_digest(zoo: Zoo) -> str:
+    """SHA-256 of the content as FORMAT.md defines it: ``sha256:...``."""
+    parts = {name: (population, [population.weights]) for name, population in zoo.populations.items()}
+    return _digest(parts, zoo.recipe)
+
+
+def _digest(
+    parts: Mapping[str, tuple[Population, Sequence[np.ndarray]]], recipe: Mapping[str, Any] | None
+) -> str:
+    digest = hashlib.sha256()
+
+    def text(value: str) -> None:
+        digest.update(value.encode() + b"\0")
+
+    def array(path: str, dtype: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+        text(path)
+        text(np.dtype(dtype).name)
+        text(canonical_json(list(shape)))
+        for block in blocks:
+            for start in range(0, len(block), BLOCK_ROWS):
+                digest.update(np.ascontiguousarray(block[start : start + BLOCK_ROWS], dtype=dtype).data)
+
+    for name in sorted(parts):
+        population, weights = parts[name]
+        text(name)
+        for value in (json.loads(population.spec.to_json()), population.architecture, population.protocol):
+            text(canonical_json(value))
+        fields = {**PER_ROW, **PER_NETWORK, "weights": STORAGE[population.dtype]}
+        for key in sorted(fields):
+            blocks = weights if key == "weights" else [getattr(population, key)]
+            shape = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
+            array(key, fields[key], shape, blocks)
+        for table in TABLES:
+            for key, values in sorted(getattr(population, table).items()):
+                array(f"{table}/{key}", values.dtype.newbyteorder("<").str, values.shape, [values])
+    text(canonical_json(recipe))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def stored_digest(path: Path) -> str:
+    """The digest that the file claims."""
+    with _opened(path) as file:
+        return str(file.attrs["digest"])
+
+
+def verify_digest(path: Path) -> str:
+    """Compute the digest anew and compare; returns it.
+
+    Raises:
+        ZooError: the content is not what was written.
+    """
+    found, claimed = content_digest(open_zoo(path)), stored_digest(path)
+    if found != claimed:
+        raise ZooError(f"zoo {path}: content is damaged: digest should be {claimed}, found {found}")
+    return found
+
+
+# -- reading -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    if not path.exists():
+        raise ZooError(f"zoo {path}: file not found")
+    if path.is_dir():
+        raise ZooError(f"zoo {path}: expected a file, found a directory")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        reason = str(error)
+        if "truncated" in reason:
+            raise ZooError(f"zoo {path}: file is truncated; copy or generate it again") from None
+        if "signature" in reason:
+            raise ZooError(f"zoo {path}: not a zoo: not an HDF5 file") from None
+        raise ZooError(f"zoo {path}: cannot be opened ({reason})") from None
+    with file:
+        yield file
+
+
+def open_zoo(path: Path) -> Zoo:
+    """Open and validate a zoo file; see ``Zoo.open``."""
+    with _opened(path) as file:
+        _check_header(path, file)
+        try:
+            populations = {name: _read_population(path, group) for name, group in file["populations"].items()}
+            sources = {name: _read_source(group) for name, group in file.get("sources", {}).items()}
+            recipe = json.loads(file.attrs["recipe"])
+        except ZooError as error:
+            raise ZooError(f"zoo {path}: {error}") from None
+        except (KeyError, OSError, ValueError, RuntimeError) as error:
+            raise ZooError(f"zoo {path}: content is damaged ({error})") from None
+    return Zoo(populations, sources, recipe, path)
+
+
+def _check_header(path: Path, file: h5py.File) -> None:
+    if file.attrs.get("format") != FORMAT:
+        raise ZooError(f"zoo {path}: not a zoo: attribute 'format' should be {FORMAT!r}")
+    version = file.attrs.get("format_version")
+    if not isinstance(version, int | np.integer) or version < 1:
+        raise ZooError(
+            f"zoo {path}: attribute 'format_version' should be a positive integer, found {version!r}"
+        )
+    if version > FORMAT_VERSION:
+        raise ZooError(
+            f"zoo {path}: format version {version} is newer than {FORMAT_VERSION}, the newest known here; "
+            "update weightspace"
+        )
+    for name in ("digest", "recipe"):
+        if name not in file.attrs:
+            raise ZooError(f"zoo {path}: attribute {name!r} is missing")
+    if "populations" not in file or len(file["populations"]) == 0:
+        raise ZooError(f"zoo {path}: /populations is missing or empty")
+
+
+def _read_population(path: Path, group: h5py.Group) -> Population:
+    where = group.name
+    for name in ("spec", "architecture", "protocol", "weights_dtype"):
+        if name not in group.attrs:
+            raise ZooError(f"{where}: attribute {name!r} is missing")
+    dtype = str(group.attrs["weights_dtype"])
+    try:
+        spec = WeightSpec.from_json(group.attrs["spec"])
+    except SpecError as error:
+        raise ZooError(f"{where}: attribute 'spec': {error}") from None
+    columns: dict[str, Any] = {name: _dataset(group, name)[()] for name in (*PER_ROW, *PER_NETWORK)}
+    tables: dict[str, Any] = {
+        table: {name: _dataset(_child(group, table), name)[()] for name in _child(group, table)}
+        for table in TABLES
+    }
+    population = Population(
+        spec=spec,
+        weights=_mapped(path, _dataset(group, "weights")),
+        **columns,
+        **tables,
+        architecture=json.loads(group.attrs["architecture"]),
+        protocol=json.loads(group.attrs["protocol"]),
+        dtype=dtype,
+    )
+    check_population(where, population)
+    return population
+
+
+def _child(group: h5py.Group, name: str) -> h5py.Group:
+    if not isinstance(group.get(name), h5py.Group):
+        raise ZooError(f"{group.name}/{name}: group is missing")
+    return group[name]
+
+
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    if not isinstance(group.get(name), h5py.Dataset):
+        raise ZooError(f"{group.name}/{name}: dataset is missing")
+    return group[name]
+
+
+def _mapped(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """Map a contiguous dataset from disk: random access by page fault, from any number of processes."""
+    offset = dataset.id.get_offset()
+    if dataset.chunks is not None or offset is None:
+        raise ZooError(f"{dataset.name}: weights must be stored contiguously")
+    if offset + dataset.size * dataset.dtype.itemsize > path.stat().st_size:
+        raise ZooError(f"{dataset.name}: reaches beyond the end of the file: it is truncated")
+    return np.memmap(path, mode="r", dtype=dataset.dtype, shape=dataset.shape, offset=offset)
+
+
+def _read_source(group: h5py.Group) -> Source:
+    return Source(_dataset(group, "items")[()], _dataset(group, "index")[()])
+
+
+# -- validation --------------------------------------------------------------------------------------------
+
+
+def check_population(where: str, population: Population) -> None:
+    """Raise ZooError, naming the path inside the file, when arrays contradict each other or the spec."""
+    if population.dtype not in STORAGE:
+        raise ZooError(
+            f"{where}: attribute 'weights_dtype' should be one of {', '.join(STORAGE)}, found {population.dtype!r}"
+        )
+    weights, networks = population.weights, len(population.source)
+    expected = (len(population.network), population.spec.num_parameters)
+    _expect(f"{where}/weights", weights, expected, lambda dtype: dtype == np.dtype(STORAGE[population.dtype]))
+    if expected[0] == 0:
+        raise ZooError(f"{where}/weights: expected at least one row")
+    for name, dtype in PER_ROW.items():
+        _expect(f"{where}/{name}", getattr(population, name), expected[:1], np.dtype(dtype).__eq__)
+    for name, dtype in PER_NETWORK.items():
+        _expect(f"{where}/{name}", getattr(population, name), (networks,), np.dtype(dtype).__eq__)
+    for table in TABLES:
+        length = expected[0] if table == "metrics" else networks
+        for name, values in getattr(population, table).items():
+            _expect(f"{where}/{table}/{name}", values, (length,), lambda dtype: dtype.kind in "iuf")
+    _expect_range(f"{where}/network", population.network, networks)
+    _expect_range(f"{where}/split", population.split, len(SPLITS))
+
+
+def _expect(where: str, array: np.ndarray, shape: Sequence[int], fits: Callable[[np.dtype], bool]) -> None:
+    if tuple(array.shape) != tuple(shape):
+        raise ZooError(f"{where}: shape should be {list(shape)}, found {list(array.shape)}")
+    if not fits(array.dtype):
+        raise ZooError(f"{where}: unexpected type {array.dtype}")
+
+
+def _expect_range(where: str, values: np.ndarray, limit: int) -> None:
+    if len(values) and (values.min() < 0 or values.max() >= limit):
+        raise ZooError(
+            f"{where}: values should be in 0 .. {limit - 1}, found {values.min()} .. {values.max()}"
+        )
+
+
+# -- joining -----------------------------------------------------------------------------------------------
+
+
+def join_zoos(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Source] | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Concatenate zoos of equal populations, block by block, into one file; returns its digest.
+
+    Networks are renumbered consecutively in the order of ``paths``.
+
+    Raises:
+        ZooError: a file cannot be read, or its populations or specs differ from the first one's.
+        OutputError: ``output`` exists and may not be overwritten.
+    """
+    zoos = [open_zoo(path) for path in paths]
+    merged = {}
+    for name, first in zoos[0].populations.items():
+        members = []
+        for path, zoo in zip(paths, zoos, strict=True):
+            if set(zoo.populations) != set(zoos[0].populations) or zoo[name].spec != first.spec:
+                raise ZooError(f"zoo {path}: populations or specs differ from those of {paths[0]}")
+            members.append(zoo[name])
+        merged[name] = (_concatenated(members), [member.weights for member in members])
+    digest = _digest(merged, recipe)
+    with atomic_path(output, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+        _write_header(file, recipe, digest)
+        for name, (population, blocks) in merged.items():
+            _write_population(file.create_group(f"populations/{name}"), population, blocks)
+        _write_sources(file, sources or {})
+    return digest
+
+
+def _concatenated(members: Sequence[Population]) -> Population:
+    """All but the weights, which stay with the members."""
+    first = members[0]
+    offsets = np.cumsum([0, *(member.networks for member in members[:-1])])
+    tables: dict[str, Any] = {
+        table: {
+            name: np.concatenate([getattr(member, table)[name] for member in members])
+            for name in getattr(first, table)
+        }
+        for table in TABLES
+    }
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(member, name) for member in members]) for name in ("step", *PER_NETWORK)
+    }
+    return Population(
+        spec=first.spec,
+        weights=first.weights,
+        network=np.concatenate([member.network + at for member, at in zip(members, offsets, strict=True)]),
+        **columns,
+        **tables,
+        architecture=first.architecture,
+        protocol=first.protocol,
+        dtype=first.dtype,
+    )
