@@ -1,0 +1,346 @@
+"""From a recipe to a zoo: shard after shard, resumable at any moment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from weightspace.datagen._fit import fit_networks
+from weightspace.datagen._recipe import Recipe, load_recipe
+from weightspace.datagen.sources import Signals
+from weightspace.errors import DeviceError, OutputError, RecipeError, WeightspaceError
+from weightspace.nets import MLP, architecture_of, coordinate_grid
+from weightspace.zoo import (
+    Population,
+    Source,
+    Zoo,
+    atomic_path,
+    canonical_json,
+    join_zoos,
+    spec_of,
+    split_items,
+    verify_digest,
+)
+
+POPULATION = "inr"
+
+
+@dataclass(frozen=True)
+class GenerateReport:
+    """What was made; ``networks_per_second`` counts the networks that this call trained."""
+
+    output: Path
+    digest: str
+    networks: int
+    trained: int
+    diverged: int
+    median_psnr: float
+    networks_per_second: float
+    seconds: float
+
+
+def generate(
+    recipe: str | Path | Recipe,
+    output: str | Path,
+    *,
+    count: int | None = None,
+    views: int | None = None,
+    seed: int | None = None,
+    data_root: str | Path | None = None,
+    device: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> GenerateReport:
+    """Train a population and write it as one zoo; the same call resumes what was interrupted.
+
+    Args:
+        recipe: a built-in name, the path of a YAML file, or a ``Recipe``.
+        output: the zoo to write; finished shards wait in ``<output>.parts`` until it is complete.
+        count: number of items to fit (the recipe's, else all).
+        views: networks per item.
+        seed: of everything random.
+        data_root: folder with the source's files, for recipes that need some.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        overrides: any field of the recipe by its dotted name.
+        overwrite: replace an existing zoo, or shards of another recipe.
+        progress: show a bar with networks per second and the time left, on standard error.
+
+    Raises:
+        RecipeError: unknown recipe or field, or a count beyond the data set.
+        DataError: source files are missing or damaged.
+        OutputError: the output exists and was made by another recipe, or cannot be written.
+        DeviceError: ``"cuda"`` without CUDA.
+    """
+    flags = {"count": count, "views": views, "seed": seed}
+    changes = {**(overrides or {}), **{key: value for key, value in flags.items() if value is not None}}
+    if isinstance(recipe, Recipe):
+        recipe = Recipe.model_validate({**dict(recipe), **changes})
+    else:
+        recipe = load_recipe(recipe, changes)
+    return _Generation(recipe, Path(output), data_root, choose_device(device), overwrite).run(progress)
+
+
+def choose_device(name: str) -> str:
+    """``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        DeviceError: CUDA is asked for and not available, or the name is unknown.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"device: expected auto, cpu or cuda, found {name!r}")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise DeviceError(
+            "device: cuda was asked for, but PyTorch finds no CUDA device here; use --device cpu"
+        )
+    return "cuda" if available and name != "cpu" else "cpu"
+
+
+class _Generation:
+    """One run: the plan (who is fitted to what), the shards, and the joining."""
+
+    def __init__(
+        self, recipe: Recipe, output: Path, data_root: str | Path | None, device: str, overwrite: bool
+    ) -> None:
+        self.recipe, self.output, self.device, self.overwrite = recipe, output, device, overwrite
+        self.parts = output.with_name(output.name + ".parts")
+        self._check_output()
+        self.signals = recipe.source.load(Path(data_root) if data_root is not None else None)
+        self.items = _selected_items(recipe, self.signals)
+        self.split = _split(recipe, self.signals, self.items)
+        grid = self.signals.items.shape[1:]
+        self.net = MLP(
+            (len(grid), *recipe.network.hidden, 1),
+            activation=recipe.network.activation,
+            w0=recipe.network.w0,
+            output_offset=recipe.protocol.output_offset,
+        )
+        self.spec = spec_of(self.net)
+        self.coordinates = coordinate_grid(grid).numpy()
+        self.bounds = recipe.protocol.initial_bounds(self.net)
+
+    @property
+    def networks(self) -> int:
+        return len(self.items) * self.recipe.views
+
+    def run(self, progress: bool) -> GenerateReport:
+        start = time.perf_counter()
+        if self._is_complete():
+            return self._report(0, time.perf_counter() - start)
+        self._open_parts()
+        shards = list(self._shards())
+        missing = [shard for shard in shards if not _is_sound(self._shard_path(shard[0]))]
+        trained = sum(stop - first for _, first, stop in missing)
+        with tqdm(
+            total=self.networks,
+            initial=self.networks - trained,
+            unit=" networks",
+            desc=self.recipe.name,
+            disable=not progress,
+            file=sys.stderr,
+        ) as bar:
+            for number, first, stop in missing:
+                population = self._fit(first, stop, bar)
+                Zoo({POPULATION: population}).save(self._shard_path(number), overwrite=True)
+        join_zoos(
+            [self._shard_path(number) for number, _, _ in shards],
+            self.output,
+            recipe=self.recipe.resolved(),
+            sources={self.recipe.source.kind: self._source()},
+            overwrite=self.overwrite,
+        )
+        shutil.rmtree(self.parts)
+        return self._report(trained, time.perf_counter() - start)
+
+    # -- output and shards ---------------------------------------------------------------------------------
+
+    def _check_output(self) -> None:
+        if not self.output.parent.is_dir():
+            raise OutputError(f"output: directory {self.output.parent} does not exist")
+        if self.output.exists() and not self.overwrite and not self._is_complete():
+            raise OutputError(
+                f"output: {self.output} exists already and was not made by this recipe; "
+                "choose another name or pass --overwrite"
+            )
+
+    def _is_complete(self) -> bool:
+        if not self.output.exists() or self.overwrite:
+            return False
+        try:
+            return Zoo.open(self.output).recipe == self.recipe.resolved()
+        except WeightspaceError:
+            return False
+
+    def _open_parts(self) -> None:
+        """Make the folder of shards, or continue in one of the same recipe."""
+        plan = canonical_json(
+            {"recipe": self.recipe.resolved(), "shard": self.recipe.shard, "device": self.device}
+        )
+        record = self.parts / "recipe.json"
+        if record.exists() and record.read_text() != plan:
+            if not self.overwrite:
+                raise OutputError(
+                    f"output: {self.parts} holds shards of another recipe ({_difference(record, plan)}); "
+                    "choose another name or pass --overwrite"
+                )
+            shutil.rmtree(self.parts)
+        try:
+            self.parts.mkdir(exist_ok=True)
+            with atomic_path(record, overwrite=True) as temporary:
+                temporary.write_text(plan)
+        except OSError as error:
+            if isinstance(error, WeightspaceError):
+                raise
+            raise OutputError(f"output: {self.parts} cannot be written ({error.strerror})") from None
+
+    def _shards(self) -> Iterator[tuple[int, int, int]]:
+        for number, first in enumerate(range(0, self.networks, self.recipe.shard)):
+            yield number, first, min(first + self.recipe.shard, self.networks)
+
+    def _shard_path(self, number: int) -> Path:
+        return self.parts / f"shard-{number:05d}.h5"
+
+    # -- the networks --------------------------------------------------------------------------------------
+
+    def _fit(self, first: int, stop: int, bar: tqdm) -> Population:
+        """Train networks ``first .. stop - 1``; the result depends on nothing else."""
+        index = np.arange(first, stop)
+        position, view = index // self.recipe.views, index % self.recipe.views
+        targets = self.signals.items[self.items[position]].reshape(len(index), -1, 1)
+        protocol = self.recipe.protocol
+        before = bar.n
+        result = fit_networks(
+            self.net,
+            self._initial(index, view),
+            self.coordinates,
+            targets.astype(np.float32) / 255.0,
+            learning_rate=protocol.learning_rate,
+            steps=protocol.steps,
+            target_psnr=protocol.target_psnr,
+            device=self.device,
+            progress=lambda done: bar.update(before + done - bar.n),
+        )
+        source = self.items[position]
+        return Population(
+            spec=self.spec,
+            weights=_stored(result.parameters, self.recipe.dtype),
+            network=np.arange(len(index), dtype=np.int64),
+            step=result.steps.astype(np.int64),
+            source=source.astype(np.int64),
+            view=view.astype(np.int64),
+            split=self.split[position],
+            metrics={"psnr": result.psnr.astype(np.float32), "steps": result.steps.astype(np.float32)},
+            labels={"label": self.signals.labels[source]},
+            architecture=architecture_of(self.net),
+            protocol=self._protocol(),
+            dtype=self.recipe.dtype,
+        )
+
+    def _initial(self, index: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """Initial parameters, keyed by seed and network (independent) or seed and view (shared)."""
+        keys = index if self.recipe.initialisation == "independent" else view
+        uniform = np.empty((len(index), len(self.bounds)), dtype=np.float32)
+        for row, key in enumerate(keys):
+            generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, int(key)]))
+            generator.random(out=uniform[row], dtype=np.float32)
+        return (2.0 * uniform - 1.0) * self.bounds
+
+    def _protocol(self) -> dict[str, Any]:
+        return {
+            **self.recipe.protocol.model_dump(mode="json"),
+            "initialisation": self.recipe.initialisation,
+            "activation": self.net.activation,
+            "w0": self.net.w0,
+            "w0_absorbed": False,
+            "optimizer": "adam",
+            "loss": "mean squared error on all samples",
+            "coordinates": "row, column in [-1, 1], ends included, row-major",
+        }
+
+    def _source(self) -> Source:
+        index = np.sort(self.items)
+        return Source(self.signals.items[index], index)
+
+    def _report(self, trained: int, seconds: float) -> GenerateReport:
+        zoo = Zoo.open(self.output)
+        psnr = zoo[POPULATION].metrics["psnr"]
+        return GenerateReport(
+            output=self.output,
+            digest=zoo.digest,
+            networks=zoo[POPULATION].networks,
+            trained=trained,
+            diverged=int(np.isnan(psnr).sum()),
+            median_psnr=float(np.nanmedian(psnr)) if not np.isnan(psnr).all() else float("nan"),
+            networks_per_second=trained / seconds if trained else 0.0,
+            seconds=seconds,
+        )
+
+
+def _selected_items(recipe: Recipe, signals: Signals) -> np.ndarray:
+    available = len(signals.items)
+    count = available if recipe.count is None else recipe.count
+    if count > available:
+        raise RecipeError(
+            f"recipe {recipe.name}: count: the data set has {available} items, found {count}; "
+            "raise views for more networks"
+        )
+    return np.random.default_rng([recipe.seed, available]).permutation(available)[:count]
+
+
+def _split(recipe: Recipe, signals: Signals, items: np.ndarray) -> np.ndarray:
+    """Split of each selected item, uint8."""
+    config = recipe.split
+    if config.method == "random":
+        if config.val + config.test >= 1:
+            raise RecipeError(f"recipe {recipe.name}: split: val and test leave nothing to train on")
+        return split_items(items, (1 - config.val - config.test, config.val, config.test), recipe.seed)
+    if signals.official is None:
+        raise RecipeError(
+            f"recipe {recipe.name}: split.method: the source {recipe.source.kind!r} has no official split"
+        )
+    split = signals.official[items].copy()
+    training = split == 0
+    if training.any():
+        split[training] = split_items(items[training], (1 - config.val, config.val, 0.0), recipe.seed)
+    return split
+
+
+def _stored(parameters: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return torch.from_numpy(parameters).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    return parameters.astype(dtype)
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a shard is there and its checksum holds."""
+    if not path.exists():
+        return False
+    try:
+        verify_digest(path)
+    except WeightspaceError:
+        return False
+    return True
+
+
+def _difference(record: Path, plan: str) -> str:
+    """The first field in which two plans differ, in words."""
+    try:
+        old, new = json.loads(record.read_text()), json.loads(plan)
+    except ValueError:
+        return "its recipe.json is damaged"
+    for key in sorted({*old["recipe"], *new["recipe"]}):
+        before, after = old["recipe"].get(key), new["recipe"].get(key)
+        if before != after:
+            return f"{key}: {canonical_json(before)} there, {canonical_json(after)} now"
+    return f"shard or device: {old['shard']}, {old['device']} there, {new['shard']}, {new['device']} now"

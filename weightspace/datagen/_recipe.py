@@ -1,0 +1,193 @@
+"""Recipes: everything that decides the content of a zoo, in one validated model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+
+from weightspace.datagen._protocol import Protocol
+from weightspace.datagen.sources import SOURCES, SourceConfig
+from weightspace.errors import RecipeError
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(BaseModel):
+    """Hidden layers of the networks; input and output sizes follow from the source."""
+
+    model_config = _STRICT
+
+    hidden: tuple[int, ...] = Field((32, 32), min_length=1, description="units per hidden layer")
+    activation: Literal["sine", "relu", "tanh", "gaussian"] = Field("sine", description="of hidden layers")
+    w0: float = Field(30.0, gt=0, description="frequency factor of sine and Gaussian layers")
+
+    @field_validator("hidden")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1:
+            raise ValueError(f"layer sizes must be at least 1, found {min(value)}")
+        return value
+
+
+class SplitConfig(BaseModel):
+    """How source items are divided; all networks of one item are in the same split."""
+
+    model_config = _STRICT
+
+    method: Literal["random", "official"] = Field(
+        "random", description="official keeps the data set's own test items as the test split"
+    )
+    val: float = Field(0.1, ge=0, lt=1, description="share of the items (official: of the training items)")
+    test: float = Field(0.2, ge=0, lt=1, description="share of the items (random only)")
+
+
+class Recipe(BaseModel):
+    """A population of INRs: which signals, which networks, which protocol, how many.
+
+    The dump of this model (without the name and the description) is what the zoo file records.
+    """
+
+    model_config = _STRICT
+
+    name: str = Field(..., description="of the recipe")
+    description: str = Field("", description="one line for `weightspace recipes`")
+    paper: str | None = Field(None, description="where this population was published")
+    source: SerializeAsAny[SourceConfig] = Field(..., description="the signals: {kind: digits | idx, ...}")
+    network: NetworkConfig = Field(default_factory=NetworkConfig, description="the networks")
+    protocol: Protocol = Field(..., description="a preset's name, or {preset: ..., field: ...}")
+    initialisation: Literal["independent", "shared"] = Field(
+        "independent", description="shared: all networks of one view start from the same parameters"
+    )
+    count: int | None = Field(None, ge=1, description="items to fit; null for the whole data set")
+    views: int = Field(1, ge=1, description="networks fitted to each item")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="train, val and test")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of stored weights")
+    shard: int = Field(256, ge=1, description="networks per shard, the unit of resuming")
+    seed: int = Field(0, ge=0, lt=2**63, description="of selection, split and initialisation")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _source(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        fields = dict(value)
+        kind = fields.pop("kind", None)
+        if kind not in SOURCES:
+            raise ValueError(f"kind: expected one of {', '.join(SOURCES)}, found {kind!r}")
+        return SOURCES[kind].model_validate(fields)
+
+    def resolved(self) -> dict[str, Any]:
+        """All that decides the content of the zoo, as JSON; `shard` is left out, as it decides nothing."""
+        document = self.model_dump(mode="json", exclude={"description", "paper", "shard"})
+        document["source"] = {"kind": self.source.kind, **document["source"]}
+        return document
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    folder = resources.files("weightspace.datagen") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a built-in recipe or a YAML file.
+
+    Args:
+        name_or_path: a name from :func:`recipe_names`, or the path of a YAML file.
+        overrides: values for fields, nested ones by dotted names (``{"network.w0": 10}``).
+
+    Raises:
+        RecipeError: not found, not YAML, an unknown key or a value out of range; the message names the field
+            and, for a file, the line.
+    """
+    place, text = _read(str(name_or_path))
+    try:
+        document = yaml.safe_load(text)
+        root = yaml.compose(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{place}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{place}: expected a mapping of fields, found {type(document).__name__}")
+    for key, value in (overrides or {}).items():
+        _set(document, key, value, place)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(f"{place}{_first_problem(error, root, overrides or {})}") from None
+
+
+def _read(name: str) -> tuple[str, str]:
+    if name in recipe_names():
+        entry = resources.files("weightspace.datagen") / "recipes" / f"{name}.yaml"
+        return f"recipe {name}", entry.read_text(encoding="utf-8")
+    path = Path(name)
+    if not path.is_file():
+        raise RecipeError(
+            f"recipe: {name!r} is neither a file nor a built-in recipe ({', '.join(recipe_names())})"
+        )
+    try:
+        return f"recipe {path}", path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path}: cannot be read ({error})") from None
+
+
+def _set(document: dict[str, Any], key: str, value: Any, place: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = document.setdefault(parent, {})
+        if isinstance(inner, str) and parent == "protocol":  # a preset's name stands for the preset
+            inner = document[parent] = {"preset": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{place}: {key!r} cannot be set: {parent!r} is not a mapping")
+        document = inner
+    document[last] = value
+
+
+def _first_problem(error: ValidationError, root: yaml.Node | None, overrides: Mapping[str, Any]) -> str:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    field = ".".join(location) or "recipe"
+    line = None if field in overrides else _line_of(root, location)
+    where = f", line {line}" if line else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: {field}: unknown key; expected one of {', '.join(_known_keys(location[:-1]))}"
+    if problem["type"] == "missing":
+        return f": {field}: this field is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem["input"]
+    shown = (
+        f", found {found!r}" if isinstance(found, str | int | float | bool) and "found" not in message else ""
+    )
+    return f"{where}: {field}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _known_keys(parents: Sequence[str]) -> list[str]:
+    model: Any = Recipe
+    for parent in parents:
+        field = getattr(model, "model_fields", {}).get(parent)
+        if field is None:
+            break
+        model = field.annotation
+    return list(getattr(model, "model_fields", {})) or ["the fields of its source"]
+
+
+def _line_of(root: yaml.Node | None, location: Sequence[str]) -> int | None:
+    """1-based line at which the innermost known key of a field's location stands."""
+    line, node = None, root
+    for part in location:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        entry = next(((k, v) for k, v in node.value if k.value == part), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return line
