@@ -1,6 +1,63 @@
-"""weightspace: learning on the weights of neural networks."""
+"""weightspace: learning on the weights of neural networks.
 
-from weightspace.spec import WeightSpec
+Generate populations of trained networks, load them as PyTorch data sets, train metanetworks that respect
+their symmetries, align and merge them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from weightspace.spec import Weights, WeightSpec
+from weightspace.zoo import Zoo
+
+if TYPE_CHECKING:
+    from weightspace import align, datagen, datasets, merge, models, nets, tasks
+    from weightspace.datagen import generate
+    from weightspace.datasets import Compose, GaussianNoise, Normalisation, Permutation, SignFlip, ZooDataset
 
 __version__ = "0.1.0"
-__all__ = ["WeightSpec"]
+
+# Loaded when first used: rooms that need numba, Lightning or scikit-learn do not slow down those that do not.
+_ROOMS = ("align", "datagen", "datasets", "merge", "models", "nets", "tasks")
+_NAMES = {
+    "Compose": "datasets",
+    "GaussianNoise": "datasets",
+    "Normalisation": "datasets",
+    "Permutation": "datasets",
+    "SignFlip": "datasets",
+    "ZooDataset": "datasets",
+    "generate": "datagen",
+}
+
+__all__ = [
+    "Compose",
+    "GaussianNoise",
+    "Normalisation",
+    "Permutation",
+    "SignFlip",
+    "WeightSpec",
+    "Weights",
+    "Zoo",
+    "ZooDataset",
+    "align",
+    "datagen",
+    "datasets",
+    "generate",
+    "merge",
+    "models",
+    "nets",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _ROOMS:
+        return import_module(f"weightspace.{name}")
+    if name in _NAMES:
+        return getattr(import_module(f"weightspace.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'weightspace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS, *_NAMES])

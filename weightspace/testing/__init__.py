@@ -2,6 +2,7 @@
 
 from weightspace.testing._equivariance import EquivarianceError, assert_equivariant, assert_invariant
 from weightspace.testing._specs import mixed_spec, random_weights, tiny_specs
+from weightspace.testing._zoos import tiny_zoo
 
 __all__ = [
     "EquivarianceError",
@@ -10,4 +11,5 @@ __all__ = [
     "mixed_spec",
     "random_weights",
     "tiny_specs",
+    "tiny_zoo",
 ]

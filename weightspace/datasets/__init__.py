@@ -1,0 +1,29 @@
+"""Zoos as PyTorch data sets: batches, splits, normalisation, augmentation in weight space."""
+
+from weightspace.datasets._augment import (
+    AUGMENTATIONS,
+    Augmentation,
+    Compose,
+    GaussianNoise,
+    Permutation,
+    SignFlip,
+    SymmetryAugmentation,
+    parse_augmentations,
+    register,
+)
+from weightspace.datasets._dataset import ZooDataset
+from weightspace.datasets._normalisation import Normalisation
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "Compose",
+    "GaussianNoise",
+    "Normalisation",
+    "Permutation",
+    "SignFlip",
+    "SymmetryAugmentation",
+    "ZooDataset",
+    "parse_augmentations",
+    "register",
+]

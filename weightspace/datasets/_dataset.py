@@ -1,0 +1,174 @@
+"""A zoo as a PyTorch data set: weights in, labels out, whole batches at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map  # PyTorch's documented hook for collating
+
+from weightspace.datasets._augment import Augmentation
+from weightspace.errors import ConfigError, TaskError
+from weightspace.spec import Weights, WeightSpec
+from weightspace.zoo import SPLITS, Population, Zoo, split_items
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch that is whole already: collating it means unwrapping it."""
+
+    weights: Weights
+    targets: Tensor
+
+
+def _unwrap(batch: Sequence[_Batch], **_: Any) -> tuple[Weights, Tensor]:
+    return batch[0].weights, batch[0].targets
+
+
+default_collate_fn_map[_Batch] = _unwrap
+
+
+class ZooDataset(Dataset[tuple[Weights, Tensor]]):
+    """Networks of a zoo and what is to be predicted of them.
+
+    ``dataset[i]`` is ``(Weights, target)``. A plain ``DataLoader`` reads whole batches with one gather from
+    the mapped file, and augments them as a batch.
+
+    Args:
+        zoo: the path of a zoo file, or an open zoo.
+        split: ``"train"``, ``"val"``, ``"test"``, or None for all networks.
+        target: name of a label (per network) or of a metric (per row).
+        population: which one, for zoos with several.
+        augment: applied to each batch that is read.
+        seed: of the augmentation, together with ``epoch`` and the rows of a batch.
+        fractions: draw the splits anew: share of the source items in train, val and test. The zoo's own
+            splits are used by default. Either way all networks of one item share a split.
+        split_seed: of splits that are drawn anew.
+
+    Attributes:
+        spec: the weight space.
+        epoch: set it before each pass to draw new augmentations.
+
+    Raises:
+        ZooError: the file cannot be opened.
+        TaskError: the zoo has no such target, or no networks in the split.
+        ConfigError: an unknown split, or a zoo with several populations and none named.
+
+    Example:
+        >>> from weightspace.testing import tiny_zoo
+        >>> dataset = ZooDataset(tiny_zoo(networks=10), split=None)
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=4)
+        >>> weights, labels = next(iter(loader))
+        >>> weights["layers.0.weight"].shape, labels.shape
+        (torch.Size([4, 8, 2]), torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        zoo: str | Path | Zoo,
+        split: str | None = "train",
+        *,
+        target: str = "label",
+        population: str | None = None,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        fractions: tuple[float, float, float] | None = None,
+        split_seed: int = 0,
+    ) -> None:
+        self.zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
+        self.population = _choose(self.zoo, population)
+        self.spec: WeightSpec = self.population.spec
+        self.split, self.target, self.augment, self.seed = split, target, augment, seed
+        self.epoch = 0
+        self.rows = _rows(self.population, split, fractions, split_seed)
+        if len(self.rows) == 0:
+            raise TaskError(f"zoo {self.zoo.path or ''}: no networks in split {split!r}")
+        self.targets = _targets(self.population, target, self.rows)
+        self._resident: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Weights, Tensor]:
+        batch = self.read([index])
+        return {name: tensor[0] for name, tensor in batch[0].items()}, batch[1][0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[_Batch]:
+        """What a ``DataLoader`` calls: the whole batch at once."""
+        return [_Batch(*self.read(indices))]
+
+    def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Weights, Tensor]:
+        """The batch of the given members, augmented."""
+        positions = np.asarray(indices)
+        weights = self.spec.unflatten(self._flat(positions))
+        targets = self.targets[torch.as_tensor(positions, device=self.targets.device)]
+        if self.augment is not None:
+            weights = self.augment(self.spec, weights, self._generator(positions))
+        return weights, targets
+
+    def batches(
+        self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0
+    ) -> Iterator[tuple[Weights, Tensor]]:
+        """Iterate over batches without a ``DataLoader``, which costs more than the reading."""
+        order = torch.arange(len(self))
+        if shuffle:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for chunk in order.split(batch_size):
+            if not (drop_last and len(chunk) < batch_size):
+                yield self.read(chunk.numpy())
+
+    def to(self, device: torch.device | str) -> ZooDataset:
+        """Keep all weights and targets in the memory of ``device``, and draw augmentations there."""
+        self._resident = self.population.read(self.rows).to(device)
+        self.targets = self.targets.to(device)
+        return self
+
+    def _flat(self, positions: np.ndarray) -> Tensor:
+        if self._resident is not None:
+            return self._resident[torch.as_tensor(positions, device=self._resident.device)]
+        return self.population.read(self.rows[positions])
+
+    def _generator(self, positions: np.ndarray) -> torch.Generator:
+        """Keyed by what is read, so that the number of workers decides nothing."""
+        device = self.targets.device
+        key = np.random.SeedSequence([self.seed, self.epoch, len(positions), *positions[:8].tolist()])
+        return torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+
+
+def _choose(zoo: Zoo, population: str | None) -> Population:
+    if population is None and len(zoo.populations) > 1:
+        raise ConfigError(f"population: the zoo has several, name one of {', '.join(zoo)}")
+    return zoo[population if population is not None else next(iter(zoo))]
+
+
+def _rows(
+    population: Population,
+    split: str | None,
+    fractions: tuple[float, float, float] | None,
+    split_seed: int,
+) -> np.ndarray:
+    if fractions is None or split is None:
+        return population.rows_of(split)
+    if split not in SPLITS:
+        raise ConfigError(f"split: expected one of {', '.join(SPLITS)}, found {split!r}")
+    assigned = split_items(population.source, fractions, split_seed)
+    return np.flatnonzero(assigned[population.network] == SPLITS.index(split))
+
+
+def _targets(population: Population, name: str, rows: np.ndarray) -> Tensor:
+    if name in population.labels:
+        values = population.labels[name][population.network[rows]]
+    elif name in population.metrics:
+        values = population.metrics[name][rows]
+    else:
+        raise TaskError(
+            f"target: the zoo has no label or metric {name!r}; it has labels {', '.join(population.labels) or 'none'} "
+            f"and metrics {', '.join(population.metrics) or 'none'}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,0 +1,77 @@
+"""Bring weights to a common scale before a metanetwork reads them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.datasets._dataset import ZooDataset
+from weightspace.errors import ConfigError
+from weightspace.spec import Weights, WeightSpec
+
+Mode = Literal["tensor", "entry"]
+
+
+class Normalisation(nn.Module):
+    """``(weight - mean) / std``, with statistics of the training split that are saved with the model.
+
+    Args:
+        spec: the weight space.
+        mode: ``"tensor"``: one mean and one standard deviation per tensor, which commutes with every
+            permutation; ``"entry"``: one per single weight, as in the DWSNets paper, which does so only as far as
+            the population itself is symmetric.
+
+    Example:
+        >>> from weightspace.testing import tiny_zoo
+        >>> train = ZooDataset(tiny_zoo(networks=10), split=None)
+        >>> normalise = Normalisation.fit(train)
+        >>> weights, _ = train.read(range(10))
+        >>> round(normalise(weights)["layers.1.weight"].std(correction=0).item(), 3)
+        1.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: WeightSpec, mode: str = "tensor") -> None:
+        super().__init__()
+        if mode not in ("tensor", "entry"):
+            raise ConfigError(f"normalisation: expected tensor or entry, found {mode!r}")
+        self.spec, self.mode = spec, mode
+        size = spec.num_parameters if mode == "entry" else len(spec.tensors)
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+
+    @classmethod
+    def fit(cls, dataset: ZooDataset, mode: str = "tensor", *, block: int = 4096) -> Normalisation:
+        """Statistics of a data set, in one pass of blocks; diverged networks (NaN) are left out."""
+        self = cls(dataset.spec, mode)
+        count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+        for start in range(0, len(dataset), block):
+            flat = dataset.population.read(dataset.rows[start : start + block]).double()
+            flat = flat[flat.isfinite().all(dim=-1)]
+            count += len(flat)
+            total = total + flat.sum(0)
+            squares = squares + flat.square().sum(0)
+        if count == 0:
+            raise ConfigError("normalisation: no network of the training split has finite weights")
+        mean, second = total / count, squares / count
+        if mode == "tensor":
+            sizes = [tensor.numel for tensor in dataset.spec.tensors.values()]
+            mean = torch.stack([part.mean() for part in mean.split(sizes)])
+            second = torch.stack([part.mean() for part in second.split(sizes)])
+        std = (second - mean.square()).clamp_min(0.0).sqrt()
+        self.mean.copy_(mean)
+        # a tensor that never varies carries no information; dividing by 1 leaves it at 0
+        self.std.copy_(torch.where(std > 1e-8 * (1.0 + mean.abs()), std, torch.ones_like(std)))
+        return self
+
+    def forward(self, weights: Weights) -> Weights:
+        """Normalise weights with any leading batch axes."""
+        if self.mode == "entry":
+            flat = (self.spec.flatten(weights) - self.mean) / self.std
+            return self.spec.unflatten(flat)
+        scales = zip(self.spec.tensors, self.mean, self.std, strict=True)
+        return {name: (weights[name] - mean) / std for name, mean, std in scales}

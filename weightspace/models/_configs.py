@@ -1,0 +1,97 @@
+"""The options of every metanetwork, as the command and RUN/config.yaml show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from weightspace.errors import ConfigError
+from weightspace.models._baselines import FlatMLP, StatisticsMLP, StatisticsTrees
+from weightspace.models._dws import DWS
+from weightspace.models._probe import Probe
+from weightspace.models._registry import ModelConfig, register
+from weightspace.nets import build
+from weightspace.spec import WeightSpec
+
+Pooling = Literal["mean", "max", "sum"]
+
+
+@register("dws", paper="Navon et al. 2023, arXiv:2301.12780")
+class DWSConfig(ModelConfig):
+    """Deep weight-space network: equivariant layers and an invariant head."""
+
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 3e-3, "augment": "sign, noise(0.05)"}
+
+    hidden: int = Field(32, ge=1, description="channels per weight entry")
+    layers: int = Field(4, ge=1, description="equivariant layers")
+    pooling: tuple[Pooling, ...] = Field(("mean", "max"), min_length=1, description="how groups are pooled")
+    norm: Literal["batch", "none"] = Field("batch", description="after each layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
+    head: int = Field(128, ge=1, description="hidden units of the head")
+
+    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+        """A DWS for the spec."""
+        return DWS(spec, out_features, **self.model_dump())
+
+
+@register("mlp", paper="baseline in Navon et al. 2023, arXiv:2301.12780")
+class FlatMLPConfig(ModelConfig):
+    """MLP on the flattened weights."""
+
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 1e-3}
+
+    hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="units per hidden layer")
+    dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
+
+    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+        """A flat MLP for the spec."""
+        return FlatMLP(spec, out_features, **self.model_dump())
+
+
+@register("statistics", paper="Unterthiner et al. 2020, arXiv:2002.11448")
+class StatisticsConfig(ModelConfig):
+    """Mean, variance and quantiles of each tensor, read by gradient-boosted trees or an MLP."""
+
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 1e-3}
+
+    reader: Literal["trees", "mlp"] = Field("trees", description="what reads the statistics")
+    iterations: int = Field(100, ge=1, description="boosting rounds of the trees")
+    tree_learning_rate: float = Field(0.1, gt=0, description="of boosting")
+    hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer of the MLP")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the MLP")
+
+    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+        """The chosen reader."""
+        if self.reader == "mlp":
+            return StatisticsMLP(spec, out_features, hidden=self.hidden, dropout=self.dropout)
+        return StatisticsTrees(
+            spec, out_features, iterations=self.iterations, learning_rate=self.tree_learning_rate
+        )
+
+
+@register("probe", paper="Kahana et al. 2024, arXiv:2410.10811 (free probes)")
+class ProbeConfig(ModelConfig):
+    """Learned inputs sent through the networks; an MLP reads the outputs."""
+
+    reads: ClassVar[str] = "raw"
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 3e-3}
+
+    probes: int = Field(64, ge=1, description="learned inputs")
+    hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer")
+    dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
+
+    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+        """Probes for networks that can be rebuilt.
+
+        Raises:
+            ConfigError: the zoo does not say how to rebuild its networks.
+        """
+        if architecture is None:
+            raise ConfigError(
+                "model probe: the zoo does not say how to rebuild its networks, so none can be run"
+            )
+        network = build(architecture)
+        return Probe(network, network.widths[0], network.widths[-1], out_features, **self.model_dump())
