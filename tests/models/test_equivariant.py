@@ -96,7 +96,10 @@ def test_a_value_by_hand():
         model.layer.weight["hidden0"][1, 1] = 2.0
         model.layer.weight["all"][1, 0] = 10.0
         model.layer.bias["hidden0"][1] = 0.5
-    weights = {"layers.0.weight": torch.tensor([[[1.0], [3.0]]]), "layers.1.weight": torch.tensor([[[5.0, 7.0]]])}
+    weights = {
+        "layers.0.weight": torch.tensor([[[1.0], [3.0]]]),
+        "layers.1.weight": torch.tensor([[[5.0, 7.0]]]),
+    }
     out = model(weights)
     assert out["layers.0.weight"].flatten().tolist() == [0.0, 0.0]
     assert out["layers.1.weight"].flatten().tolist() == [2 * 5 + 10 * 2 + 0.5, 2 * 7 + 10 * 2 + 0.5]

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from weightspace.datagen._fit import fit_networks
 from weightspace.datagen._recipe import Recipe, load_recipe
 from weightspace.datagen.sources import Signals
-from weightspace.errors import DeviceError, OutputError, RecipeError, WeightspaceError
+from weightspace.devices import choose_device
+from weightspace.errors import OutputError, RecipeError, WeightspaceError
 from weightspace.nets import MLP, architecture_of, coordinate_grid
 from weightspace.zoo import (
     Population,
@@ -89,22 +90,6 @@ def generate(
     else:
         recipe = load_recipe(recipe, changes)
     return _Generation(recipe, Path(output), data_root, choose_device(device), overwrite).run(progress)
-
-
-def choose_device(name: str) -> str:
-    """``"cpu"`` or ``"cuda"`` for ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
-    Raises:
-        DeviceError: CUDA is asked for and not available, or the name is unknown.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise DeviceError(f"device: expected auto, cpu or cuda, found {name!r}")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise DeviceError(
-            "device: cuda was asked for, but PyTorch finds no CUDA device here; use --device cpu"
-        )
-    return "cuda" if available and name != "cpu" else "cpu"
 
 
 class _Generation:

@@ -96,6 +96,15 @@ def recipe_names() -> list[str]:
     )
 
 
+def recipe_text(name_or_path: str | Path) -> str:
+    """The YAML of a built-in recipe or of a file.
+
+    Raises:
+        RecipeError: not found, or not text.
+    """
+    return _read(str(name_or_path))[1]
+
+
 def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a built-in recipe or a YAML file.
 

@@ -23,7 +23,11 @@ Pooling = Literal["mean", "max", "sum"]
 class DWSConfig(ModelConfig):
     """Deep weight-space network: equivariant layers and an invariant head."""
 
-    training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 3e-3, "augment": "sign, noise(0.05)"}
+    training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 30,
+        "learning_rate": 3e-3,
+        "augment": "sign, noise(0.05)",
+    }
 
     hidden: int = Field(32, ge=1, description="channels per weight entry")
     layers: int = Field(4, ge=1, description="equivariant layers")

@@ -25,7 +25,7 @@ from weightspace.spec._types import (
     Weights,
     WeightSpec,
 )
-from weightspace.spec._verify import VerifyReport, verify
+from weightspace.spec._verify import VerifyReport, output_change, verify
 
 __all__ = [
     "SYMMETRIES",
@@ -48,6 +48,7 @@ __all__ = [
     "identity",
     "invert",
     "mlp_spec",
+    "output_change",
     "random_element",
     "source_index",
     "verify",

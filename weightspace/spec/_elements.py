@@ -138,7 +138,7 @@ def act(spec: WeightSpec, element: Element, weights: Mapping[str, Tensor]) -> We
         for name, scaling in spec.scalings.items():
             if scaling.kind == kind and name in element:
                 _scale(spec, scaling, element[name], moved)
-    return {name: flat.view(*joint, *spec.tensors[name].shape) for name, flat in moved.items()}
+    return {name: flat.view((*joint, *spec.tensors[name].shape)) for name, flat in moved.items()}
 
 
 def check_element(spec: WeightSpec, element: Element) -> tuple[int, ...]:

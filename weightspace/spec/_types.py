@@ -281,13 +281,9 @@ class WeightSpec:
                 f"flat weights: expected {self.num_parameters} parameters on the last axis, found {flat.shape[-1]}"
             )
         parts = flat.split([tensor.numel for tensor in self.tensors.values()], dim=-1)
-        batch = flat.shape[:-1]
         return {
-            name: part.view(*batch, *tensor.shape)
-            if part.is_contiguous()
-            else part.unflatten(-1, tensor.shape)
-            if tensor.shape
-            else part[..., 0]
+            # a slice of a flattened batch is not contiguous, but its last axis alone can be split in place
+            name: part.unflatten(-1, tensor.shape) if tensor.shape else part[..., 0]
             for (name, tensor), part in zip(self.tensors.items(), parts, strict=True)
         }
 

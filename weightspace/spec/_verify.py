@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,21 @@ def _output(network: nn.Module, weights: Weights, arguments: tuple[Any, ...]) ->
     if not isinstance(result, Tensor):
         raise SpecError(f"module: expected a tensor as output, found {type(result).__name__}")
     return result
+
+
+def output_change(
+    module: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], inputs: Tensor
+) -> float:
+    """Largest change of the output between two sets of weights, relative to the largest absolute output.
+
+    In float64, so that what is left is the rounding of the weights themselves.
+    """
+    network = copy.deepcopy(module).double().eval()
+    outputs = [
+        _output(network, {name: tensor.double() for name, tensor in weights.items()}, (inputs.double(),))
+        for weights in (before, after)
+    ]
+    return _change(*outputs)
 
 
 def _change(reference: Tensor, output: Tensor) -> float:

@@ -1,7 +1,7 @@
 """The zoo: populations of networks in one HDF5 file, and single checkpoints in and out."""
 
 from weightspace.zoo._architectures import spec_of
-from weightspace.zoo._checkpoints import Network, load_network, save_network
+from weightspace.zoo._checkpoints import Network, load_network, load_networks, save_network
 from weightspace.zoo._files import (
     FORMAT_VERSION,
     atomic_path,
@@ -10,6 +10,7 @@ from weightspace.zoo._files import (
     join_zoos,
     verify_digest,
 )
+from weightspace.zoo._show import draw_zoo, render
 from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo, split_items
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "atomic_path",
     "canonical_json",
     "content_digest",
+    "draw_zoo",
     "join_zoos",
     "load_network",
+    "load_networks",
+    "render",
     "save_network",
     "spec_of",
     "split_items",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,28 @@ def load_network(reference: str | Path, architecture: Mapping[str, Any] | None =
         )
     weights, stored = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), None)
     return Network(weights, architecture or stored, text)
+
+
+def load_networks(
+    references: Sequence[str | Path], architecture: Mapping[str, Any] | None = None
+) -> tuple[WeightSpec, list[Network]]:
+    """Networks of one weight space, to be aligned or merged; those that store no architecture take the others'.
+
+    Raises:
+        CheckpointError: a file cannot be read, no architecture is known, or the networks differ in it.
+        ZooError: a zoo cannot be opened.
+    """
+    found = [load_network(reference, architecture) for reference in references]
+    known = next((network.architecture for network in found if network.architecture is not None), None)
+    networks = [Network(n.weights, n.architecture or known, n.name) for n in found]
+    specs = [network.spec() for network in networks]
+    for network, spec in zip(networks, specs, strict=True):
+        if spec != specs[0] or network.architecture != networks[0].architecture:
+            raise CheckpointError(
+                f"{network.name}: its architecture differs from that of {networks[0].name}: "
+                f"{canonical_json(network.architecture)} and {canonical_json(networks[0].architecture)}"
+            )
+    return specs[0], networks
 
 
 def save_network(

@@ -180,6 +180,12 @@ def stored_digest(path: Path) -> str:
         return str(file.attrs["digest"])
 
 
+def stored_version(path: Path) -> int:
+    """The format version of a file."""
+    with _opened(path) as file:
+        return int(file.attrs["format_version"])
+
+
 def verify_digest(path: Path) -> str:
     """Compute the digest anew and compare; returns it.
 

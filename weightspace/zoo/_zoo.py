@@ -145,6 +145,13 @@ class Zoo:
 
         return content_digest(self) if self.path is None else stored_digest(self.path)
 
+    @property
+    def format_version(self) -> int:
+        """The version of the file that was opened; of a zoo in memory, the one that would be written."""
+        from weightspace.zoo._files import FORMAT_VERSION, stored_version
+
+        return FORMAT_VERSION if self.path is None else stored_version(self.path)
+
     @classmethod
     def open(cls, path: str | Path) -> Zoo:
         """Open a zoo file; weights are mapped from disk, not read.

@@ -1,0 +1,446 @@
+"""Weight matching: what it finds, what it leaves alone, and what it refuses."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import functional_call, vmap
+
+from weightspace.align import weight_matching
+from weightspace.errors import ConfigError, SpecError
+from weightspace.nets import MLP
+from weightspace.spec import Cell, Dim, Exponent, Frozen, Group, Scaling, TensorSpec, WeightSpec
+from weightspace.testing import mixed_spec, random_weights
+
+DOUBLE = torch.float64
+PERMUTATION, BOTH = ("permutation",), ("permutation", "sign")
+SPECS = {
+    "tanh": WeightSpec.mlp([2, 9, 8, 7, 2], activation="tanh"),
+    "sine": WeightSpec.mlp([2, 12, 12, 1], activation="sine", w0=30.0),
+    "gaussian": WeightSpec.mlp([3, 8, 7, 2], activation="gaussian"),
+    "relu without bias": WeightSpec.mlp([4, 8, 8, 3], activation="relu", bias=False),
+}
+seeds = st.integers(0, 2**31)
+
+
+def convolutional_spec():
+    """What MLPs lack: kernels, a residual stream, two cells in one tensor, a statistic, a constant."""
+    stream, hidden = 5, 4
+    rows = Cell((Dim(0, stream, hidden, "hidden"), Dim(1, 1, stream, "stream")))
+    fixed = Cell((Dim(0, stream, 2), Dim(1, 1, stream, "stream")), hidden * stream)
+    tensors = {
+        "stem": TensorSpec.dense((stream, 3, 3, 3), ["stream", None, None, None]),
+        "enter": TensorSpec.dense((hidden, stream, 3, 3), ["hidden", "stream", None, None]),
+        "mean": TensorSpec.dense((hidden,), ["hidden"], kind="statistic"),
+        "leave": TensorSpec.dense((stream, hidden, 3, 3), ["stream", "hidden", None, None]),
+        "heads": TensorSpec((hidden + 2, stream), (rows, fixed)),
+        "scale": TensorSpec.dense((2,), [None], kind="constant"),
+    }
+    return WeightSpec(
+        Frozen({"stream": Group("stream", stream), "hidden": Group("hidden", hidden)}), Frozen(tensors)
+    )
+
+
+ALL = {**SPECS, "convolutional": convolutional_spec()}
+
+
+def planted(spec, symmetries, batch=(6,), seed=0, dtype=torch.float32):
+    """Networks, and copies of them moved by random elements."""
+    generator = torch.Generator().manual_seed(seed)
+    a = random_weights(spec, batch, seed, dtype)
+    element = spec.random_element(batch, symmetries=symmetries, generator=generator)
+    return a, spec.act(element, a), element
+
+
+def pair_of(spec, batch=(4,), seed=0, dtype=torch.float32):
+    return random_weights(spec, batch, seed, dtype), random_weights(spec, batch, seed + 1, dtype)
+
+
+def rows(weights, row):
+    return {name: tensor[row] for name, tensor in weights.items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+# -- what it finds -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetries", [PERMUTATION, BOTH])
+@pytest.mark.parametrize("name", ALL)
+def test_a_planted_element_is_undone_exactly(name, symmetries):
+    spec = ALL[name]
+    a, b, element = planted(spec, symmetries)
+    aligned, report = weight_matching(spec, a, b, symmetries=symmetries, restarts=2)
+    assert_equal(aligned, a)
+    assert (report.distance_before > 0).all()
+    assert (report.distance_after == 0).all()
+    inverse = spec.invert(element)
+    assert_equal(report.element, {key: inverse[key] for key in report.element})
+
+
+@pytest.mark.parametrize("symmetries", [PERMUTATION, BOTH])
+def test_a_planted_element_is_undone_under_noise(symmetries):
+    spec = SPECS["tanh"]
+    a, b, element = planted(spec, symmetries, (20,))
+    noise = random_weights(spec, (20,), seed=9)
+    noisy = {name: tensor + 0.05 * noise[name] for name, tensor in b.items()}
+    _, report = weight_matching(spec, a, noisy, symmetries=symmetries, restarts=2)
+    inverse = spec.invert(element)
+    assert_equal(report.element, {key: inverse[key] for key in report.element})
+
+
+def brute_force(spec, a, b, signs):
+    """The best inner product over all elements of a network with one group."""
+    (group,) = spec.groups.values()
+    best = -torch.inf
+    for order in itertools.permutations(range(group.size)):
+        for flips in itertools.product((1.0, -1.0), repeat=group.size) if signs else [()]:
+            element = {group.name: torch.tensor(order)}
+            if signs:
+                element[f"sign({group.name})"] = torch.tensor(flips)
+            moved = spec.act(element, b)
+            best = max(best, sum((a[name] * moved[name]).sum().item() for name in a))
+    return best
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gaussian"])
+@pytest.mark.parametrize("symmetries", [PERMUTATION, BOTH])
+def test_one_group_is_solved_to_the_optimum(activation, symmetries):
+    spec = WeightSpec.mlp([2, 3, 1], activation=activation)
+    a, b = pair_of(spec, (25,), dtype=DOUBLE)
+    _, report = weight_matching(spec, a, b, symmetries=symmetries)
+    for row in range(25):
+        expected = brute_force(spec, rows(a, row), rows(b, row), "sign" in symmetries)
+        assert report.objective[row].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_signs_alone_keep_the_order():
+    spec = WeightSpec.mlp([1, 2, 1], activation="tanh", bias=False)
+    a = {"layers.0.weight": torch.tensor([[1.0], [2.0]]), "layers.1.weight": torch.tensor([[3.0, 4.0]])}
+    b = {"layers.0.weight": torch.tensor([[2.0], [-1.0]]), "layers.1.weight": torch.tensor([[4.0, -3.0]])}
+    aligned, report = weight_matching(spec, a, b, symmetries=("sign",))
+    assert set(report.element) == {"sign(hidden0)"}
+    assert aligned["layers.0.weight"].flatten().tolist() == [2.0, 1.0]
+    assert aligned["layers.1.weight"].flatten().tolist() == [4.0, 3.0]
+    assert report.objective.item() == 1 * 2 + 2 * 1 + 3 * 4 + 4 * 3
+
+
+def test_the_second_start_undoes_what_the_first_cannot():
+    """Behind a shuffled and flipped layer two copies agree on nothing; from the input on they agree."""
+    spec = WeightSpec.mlp([2, 32, 32, 32, 1], activation="tanh")
+    a, b, _ = planted(spec, BOTH, (20,))
+    plain, forward = (
+        weight_matching(spec, a, b, symmetries=BOTH, restarts=restarts)[1] for restarts in (1, 2)
+    )
+    assert (plain.distance_after > 0).any()
+    assert (forward.distance_after == 0).all()
+
+
+# -- what it promises --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (DOUBLE, 1e-12)])
+@settings(max_examples=30)
+@given(seed=seeds, symmetries=st.sampled_from([PERMUTATION, BOTH]), restarts=st.integers(1, 3))
+def test_the_function_stays_the_same(dtype, tolerance, seed, symmetries, restarts):
+    net = MLP((3, 9, 8, 2), activation="tanh")
+    spec = WeightSpec.mlp(net.widths, activation="tanh")
+    a, b = pair_of(spec, (5,), seed, dtype)
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    aligned, report = weight_matching(spec, a, b, symmetries=symmetries, restarts=restarts, seed=seed)
+    before, after = (vmap(lambda w: functional_call(net, w, (x,)))(weights) for weights in (b, aligned))
+    assert (after - before).abs().max() <= tolerance * before.abs().max()
+    assert (report.distance_after < report.distance_before).all(), "else nothing was tested"
+
+
+@settings(max_examples=15)
+@given(name=st.sampled_from(sorted(ALL)), seed=seeds, symmetries=st.sampled_from([PERMUTATION, BOTH]))
+def test_every_sweep_more_brings_them_no_further_apart(name, seed, symmetries):
+    spec = ALL[name]
+    a, b = pair_of(spec, (3,), seed)
+    parameters = [key for key, tensor in spec.tensors.items() if tensor.kind == "parameter"]
+    objective = sum((a[key].double() * b[key]).flatten(1).sum(1) for key in parameters)
+    distance = None
+    for sweeps in range(1, 6):
+        _, report = weight_matching(spec, a, b, symmetries=symmetries, max_sweeps=sweeps, seed=seed)
+        assert (report.objective >= objective - 1e-5).all()
+        assert (
+            report.distance_after <= (report.distance_before if distance is None else distance) + 1e-6
+        ).all()
+        assert (report.sweeps <= sweeps).all()
+        objective, distance = report.objective, report.distance_after
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_report_is_about_the_aligned_weights(name):
+    spec = ALL[name]
+    a, b = pair_of(spec)
+    aligned, report = weight_matching(spec, a, b, symmetries=BOTH)
+    assert_equal(spec.act(report.element, b), aligned)
+    assert aligned.keys() == b.keys()
+    parameters = [key for key, tensor in spec.tensors.items() if tensor.kind == "parameter"]
+    a, b, aligned = ({key: w[key].double().flatten(1) for key in parameters} for w in (a, b, aligned))
+    products = sum((a[key] * aligned[key]).sum(1) for key in parameters)
+    torch.testing.assert_close(report.objective, products, rtol=1e-6, atol=1e-6)
+    for found, other in ((report.distance_before, b), (report.distance_after, aligned)):
+        squares = sum((a[key] - other[key]).square().sum(1) for key in parameters)
+        torch.testing.assert_close(found, squares.sqrt(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_neighbours_in_a_batch_change_nothing(name):
+    spec = ALL[name]
+    a, b = pair_of(spec, (12,), dtype=DOUBLE)
+    aligned, report = weight_matching(spec, a, b, symmetries=BOTH, restarts=3, seed=5)
+    for row in range(12):
+        alone, alone_report = weight_matching(
+            spec, rows(a, row), rows(b, row), symmetries=BOTH, restarts=3, seed=5
+        )
+        assert_equal(alone, rows(aligned, row))
+        assert_equal(alone_report.element, rows(report.element, row))
+        assert alone_report.sweeps == report.sweeps[row]
+        assert alone_report.objective.shape == ()
+
+
+def test_similarity_matrices_may_be_made_in_parts(monkeypatch):
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec, (9,), dtype=DOUBLE)
+    whole, _ = weight_matching(spec, a, b, symmetries=BOTH, restarts=3)
+    monkeypatch.setattr("weightspace.align._weight_matching._CHUNK", 200)
+    parts, _ = weight_matching(spec, a, b, symmetries=BOTH, restarts=3)
+    assert_equal(parts, whole)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_aligning_what_is_aligned_does_nothing(name):
+    spec = ALL[name]
+    a, b = pair_of(spec, (10,))
+    aligned, first = weight_matching(spec, a, b, symmetries=BOTH)
+    again, second = weight_matching(spec, a, aligned, symmetries=BOTH, seed=1)
+    assert_equal(again, aligned)
+    identity = spec.identity()
+    for key, value in second.element.items():
+        assert torch.equal(value, identity[key].expand(value.shape))
+    assert torch.equal(second.distance_after, first.distance_after)
+    assert (second.sweeps == 1).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_ties_keep_the_order_as_it_is(value, restarts):
+    spec = SPECS["tanh"]
+    a = {name: torch.full_like(w, value) for name, w in random_weights(spec, (2,)).items()}
+    _, report = weight_matching(spec, a, a, symmetries=BOTH, restarts=restarts)
+    identity = spec.identity()
+    for key, found in report.element.items():
+        assert torch.equal(found, identity[key].expand(found.shape))
+
+
+def test_more_restarts_are_never_worse():
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec, (30,))
+    objectives = [weight_matching(spec, a, b, restarts=n)[1].objective for n in (1, 2, 4, 8)]
+    for fewer, more in itertools.pairwise(objectives):
+        assert (more >= fewer).all()
+        assert (more > fewer).any()
+
+
+def test_the_seed_decides():
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec, (40,))
+    first, again, other = (weight_matching(spec, a, b, seed=seed)[0] for seed in (1, 1, 2))
+    assert_equal(first, again)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_global_generator_is_left_alone():
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    weight_matching(spec, a, b, restarts=3)
+    assert torch.equal(torch.rand(3), expected)
+
+
+# -- what it takes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reference_batch", "batch", "joint"),
+    [((), (4,), (4,)), ((4,), (), (4,)), ((2, 1), (3,), (2, 3)), ((), (), ()), ((3,), (0, 1), (0, 3))],
+)
+@pytest.mark.parametrize("name", ["sine", "convolutional"])
+def test_batch_axes_broadcast(name, reference_batch, batch, joint):
+    spec = ALL[name]
+    a = random_weights(spec, reference_batch, 0, DOUBLE)
+    b = random_weights(spec, batch, 1, DOUBLE)
+    aligned, report = weight_matching(spec, a, b, restarts=2)
+    whole = [{n: w.expand(*joint, *spec.tensors[n].shape) for n, w in side.items()} for side in (a, b)]
+    expected, expected_report = weight_matching(spec, *whole, restarts=2)
+    assert spec.batch_shape(aligned) == report.objective.shape == report.sweeps.shape == joint
+    assert_equal(aligned, expected)
+    assert_equal(report.element, expected_report.element)
+
+
+def test_a_space_without_groups_stays():
+    spec = WeightSpec.mlp([3, 2])
+    a, b = random_weights(spec, (4,)), random_weights(spec, (), 1)
+    aligned, report = weight_matching(spec, a, b, restarts=2)
+    assert spec.batch_shape(aligned) == (4,)
+    assert_equal(rows(aligned, 2), b)
+    assert report.element == {}
+    assert report.sweeps.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_accumulated_in_float32(dtype):
+    """2048 + 1 is 2048 in float16: only wider sums tell these units apart."""
+    spec = WeightSpec.mlp([2, 2, 1], activation="relu", bias=False)
+    first = torch.tensor([[64.0, 1.0], [64.0, -1.0]], dtype=dtype)
+    last = torch.zeros(1, 2, dtype=dtype)
+    a = {"layers.0.weight": first, "layers.1.weight": last}
+    b = {"layers.0.weight": first.flip(0), "layers.1.weight": last}
+    aligned, report = weight_matching(spec, a, b)
+    assert_equal(aligned, a)
+    assert aligned["layers.0.weight"].dtype == dtype
+    assert report.objective.item() == 2 * (64 * 64 + 1)
+    a, b, _ = planted(SPECS["tanh"], PERMUTATION, dtype=dtype)
+    assert_equal(weight_matching(SPECS["tanh"], a, b, restarts=2)[0], a)
+
+
+def test_autocast_does_not_round():
+    spec = SPECS["sine"]
+    a, b = pair_of(spec, (20,))
+    expected, report = weight_matching(spec, a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, found_report = weight_matching(spec, a, b)
+    assert_equal(found, expected)
+    assert torch.equal(found_report.objective, report.objective)
+
+
+def test_statistics_move_and_do_not_count():
+    spec = convolutional_spec()
+    a, b, element = planted(spec, PERMUTATION)
+    other = {**b, "mean": 100.0 * torch.randn_like(b["mean"]), "scale": b["scale"] + 1.0}
+    aligned, report = weight_matching(spec, a, other, restarts=2)
+    assert (report.distance_after == 0).all()
+    inverse = spec.invert(element)
+    assert torch.equal(aligned["mean"], other["mean"].gather(-1, inverse["hidden"]))
+    assert torch.equal(aligned["scale"], other["scale"])
+    without = {name: w for name, w in a.items() if spec.tensors[name].kind == "parameter"}
+    assert_equal(weight_matching(spec, without, other, restarts=2)[0], aligned)
+
+
+def test_gradients_pass_through_and_arguments_are_left_alone():
+    spec = SPECS["sine"]
+    a, b = pair_of(spec)
+    kept = {name: w.clone() for name, w in b.items()}
+    for w in b.values():
+        w.requires_grad_()
+    aligned, report = weight_matching(spec, a, b)
+    assert not report.objective.requires_grad
+    sum(w.sum() for w in aligned.values()).backward()
+    assert all(torch.equal(w.grad, torch.ones_like(w)) for w in b.values())
+    assert_equal({name: w.detach() for name, w in b.items()}, kept)
+
+
+def test_the_report_prints_as_one_line():
+    spec = WeightSpec.mlp([1, 2, 1], bias=False)
+    a = {"layers.0.weight": torch.tensor([[3.0], [0.0]]), "layers.1.weight": torch.tensor([[0.0, 4.0]])}
+    b = {"layers.0.weight": torch.tensor([[0.0], [3.0]]), "layers.1.weight": torch.tensor([[4.0, 0.0]])}
+    _, report = weight_matching(spec, a, b)
+    assert str(report) == "weight matching: distance 7.071 -> 0, inner product 25, 1 sweep"
+    _, report = weight_matching(spec, a, {name: w.expand(3, *w.shape) for name, w in b.items()})
+    assert report.summary() == (
+        "weight matching of 3 pairs, means: distance 7.071 -> 0, inner product 25, at most 1 sweep"
+    )
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------
+
+
+def repeated_spec():
+    tensors = {"recurrent": TensorSpec.dense((4, 4), ["state", "state"])}
+    return WeightSpec(Frozen({"state": Group("state", 4)}), Frozen(tensors))
+
+
+def nested_spec():
+    mixed = mixed_spec()
+    return WeightSpec(mixed.groups, Frozen({name: mixed.tensors[name] for name in ("query", "fused")}))
+
+
+def twice_signed_spec():
+    signs = {name: Scaling(name, "g", "sign", (Exponent("w", 0, 0),)) for name in ("s", "t")}
+    return WeightSpec(
+        Frozen({"g": Group("g", 3)}), Frozen({"w": TensorSpec.dense((3,), ["g"])}), Frozen(signs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (nested_spec(), r"group 'features' is nested within heads: not yet supported by weight_matching"),
+        (repeated_spec(), r"'state' is repeated in a cell of tensor 'recurrent': not yet supported"),
+        (twice_signed_spec(), r"'g' has the sign scalings s, t: more than one is not yet supported"),
+        (
+            WeightSpec(Frozen(), Frozen({"w": TensorSpec.dense((3,), [None], kind="constant")})),
+            "no parameters to match",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_named(spec, message):
+    weights = random_weights(spec)
+    with pytest.raises(SpecError, match=message):
+        weight_matching(spec, weights, weights, symmetries=BOTH)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"symmetries": ("rotation",)}, "expected some of permutation, sign, found 'rotation'"),
+        ({"symmetries": ("permutation", "phase")}, "found 'phase'"),
+        ({"symmetries": ()}, "expected some of permutation, sign, found none"),
+        ({"restarts": 0}, "restarts: expected at least 1, found 0"),
+        ({"max_sweeps": -1}, "max_sweeps: expected at least 1, found -1"),
+        ({"seed": -1}, "seed: expected at least 0, found -1"),
+    ],
+)
+def test_options_are_checked(options, message):
+    spec = SPECS["tanh"]
+    weights = random_weights(spec)
+    with pytest.raises(ConfigError, match=message):
+        weight_matching(spec, weights, weights, **options)
+
+
+def without(weights, name):
+    return {key: tensor for key, tensor in weights.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: (without(a, "stem"), b), "reference: parameter 'stem' is missing"),
+        (lambda a, b: (a, without(b, "mean")), "weights: statistic 'mean' is missing"),
+        (lambda a, b: (a, {**b, "stem": b["stem"][..., 0]}), "'stem' should end in shape"),
+        (lambda a, b: (a, {**b, "other": b["stem"]}), "unknown tensor 'other'"),
+        (lambda a, b: (rows(a, slice(3)), b), r"batch shape \[4\] does not broadcast .* \[3\]"),
+        (
+            lambda a, b: (a, {**b, "leave": b["leave"].index_fill(0, torch.tensor(2), torch.nan)}),
+            "weights: expected finite values, but tensor 'leave' of pair 2 has norm nan",
+        ),
+        (lambda a, b: ({**a, "stem": a["stem"] / 0}, b), "reference: .* 'stem' of pair 0 has norm inf"),
+        (lambda a, b: (a, {**b, "stem": b["stem"] + 1j}), "expected real parameters, found torch.complex64"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change, message):
+    spec = convolutional_spec()
+    a, b = change(*pair_of(spec))
+    with pytest.raises(SpecError, match=message):
+        weight_matching(spec, a, b)

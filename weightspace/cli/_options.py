@@ -1,0 +1,66 @@
+"""Options that several subcommands share, each described once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from weightspace.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any field of the configuration; may be repeated."),
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        "--architecture",
+        help='For checkpoints that do not store it: JSON such as \'{"kind": "mlp", "arguments": {"widths": '
+        "[2, 32, 32, 1]}}', or a file that holds it.",
+    ),
+]
+
+
+def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+    """``["a.b=1", "c=x"]`` to ``{"a.b": 1, "c": "x"}``; values are read as YAML.
+
+    Raises:
+        ConfigError: an entry without ``=``, or a value that is not YAML.
+    """
+    parsed = {}
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set: expected KEY=VALUE, found {setting!r}")
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: not a valid value: {value!r}") from None
+    return parsed
+
+
+def parse_architecture(text: str | None) -> dict[str, Any] | None:
+    """JSON, or the path of a file that holds it.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if text is None:
+        return None
+    source = Path(text).read_text() if not text.lstrip().startswith("{") and Path(text).is_file() else text
+    try:
+        document = json.loads(source)
+    except ValueError:
+        raise ConfigError(f"--architecture: expected JSON or a file that holds it, found {text!r}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"--architecture: expected a JSON object, found {text!r}")
+    return document

@@ -1,0 +1,28 @@
+"""Draw what the networks of a zoo represent, beside their targets, and the histogram of PSNR.
+
+Example: weightspace show digits.h5 -o digits.png
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightspace.cli._options import Json, Overwrite
+from weightspace.cli._output import show
+from weightspace.zoo import Zoo, draw_zoo
+
+
+def command(
+    zoo: Annotated[Path, typer.Argument(help="A zoo of image INRs.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
+    population: Annotated[str | None, typer.Option(help="Which one; the first by default.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=200, help="Networks to draw.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    path = draw_zoo(Zoo.open(zoo), output, population=population, count=count, seed=seed, overwrite=overwrite)
+    show(f"{path}", {"output": path}, as_json=as_json)

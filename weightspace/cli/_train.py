@@ -1,0 +1,63 @@
+"""Train a metanetwork on a zoo, into a run directory.
+
+The test split is not read. Run the same command again after an interruption and it goes on where it stopped.
+
+Example: weightspace train digits.h5 --model dws -o runs/dws
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightspace.cli._options import Device, Json, Overwrite, Quiet, Settings, parse_settings
+from weightspace.cli._output import show
+
+
+def command(
+    zoo: Annotated[Path, typer.Argument(help="A zoo file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run directory to write.")],
+    task: Annotated[str, typer.Option(help="What to learn.")] = "classification",
+    target: Annotated[str, typer.Option(help="The label or metric to predict.")] = "label",
+    model: Annotated[str, typer.Option(help="dws, mlp, statistics or probe.")] = "dws",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Networks per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help='For instance "permutation, sign, noise(0.1)"; "" for none.')
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without improvement.")
+    ] = None,
+    population: Annotated[str | None, typer.Option(help="Which one, for zoos with several.")] = None,
+    seed: Annotated[int, typer.Option(help="Of parameters, order and augmentations.")] = 0,
+    device: Device = "auto",
+    settings: Settings = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    from weightspace.tasks import train, train_config
+
+    flags = {
+        "zoo": str(zoo),
+        "population": population,
+        "task": task,
+        "target": target,
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "augment": augment,
+        "patience": patience,
+        "seed": seed,
+    }
+    config = train_config(flags, parse_settings(settings))
+    report = train(config, output, device=device, overwrite=overwrite, progress=not quiet)
+    scores = ", ".join(f"val {name} {value:.4g}" for name, value in report.metrics.items())
+    when = f"best epoch {report.best_epoch} of {report.epochs}, " if report.epochs else ""
+    text = f"{report.run}: {report.model}, {report.parameters:,} parameters, {when}{scores}, {report.seconds:.0f} s"
+    show(text, asdict(report), as_json=as_json, quiet=quiet)

@@ -1,0 +1,94 @@
+"""The training loop's view of a metanetwork: a Lightning module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from weightspace.datasets import ZooDataset
+from weightspace.spec import Weights
+from weightspace.tasks._config import TrainConfig
+from weightspace.tasks._registry import Task
+
+
+class MetanetworkModule(L.LightningModule):
+    """A metanetwork, its task and its optimiser.
+
+    Args:
+        network: weights in, outputs out; normalisation included.
+        task: loss and scores.
+        config: of the run.
+        train: its ``epoch`` is set, so that augmentations differ from epoch to epoch.
+    """
+
+    def __init__(self, network: nn.Module, task: Task, config: TrainConfig, train: ZooDataset) -> None:
+        super().__init__()
+        self.network, self.task, self.config, self.train_set = network, task, config, train
+        self.history: list[dict[str, float]] = []
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
+
+    def forward(self, weights: Weights) -> Tensor:
+        """Outputs of the metanetwork."""
+        out: Tensor = self.network(weights)
+        return out
+
+    def on_train_epoch_start(self) -> None:
+        """Draw new augmentations."""
+        self.train_set.epoch = self.current_epoch
+
+    def training_step(self, batch: tuple[Weights, Tensor], index: int) -> Tensor:
+        """Loss of one batch."""
+        weights, targets = batch
+        outputs = self(weights)
+        loss = self.task.loss(outputs, targets, training=True)
+        self._seen["train"].append((outputs.detach(), targets))
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(targets))
+        return loss
+
+    def validation_step(self, batch: tuple[Weights, Tensor], index: int) -> None:
+        """Keep outputs; scores are of the whole split."""
+        weights, targets = batch
+        self._seen["val"].append((self(weights), targets))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the validation split."""
+        scores = self._scores("val")
+        self.log_dict({f"val_{name}": value for name, value in scores.items()}, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the scores of the batches as they were seen, and remember the epoch."""
+        scores = self._scores("train")
+        scores.pop("loss", None)
+        self.log_dict({f"train_{name}": value for name, value in scores.items()})
+        row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        self.history.append({"epoch": float(self.current_epoch), **row})
+
+    def _scores(self, split: str) -> dict[str, float]:
+        outputs, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
+        self._seen[split] = []
+        return self.task.scores(outputs, targets)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run keeps its learning curve."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`on_save_checkpoint`."""
+        self.history = list(checkpoint.get("history", []))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a one-cycle schedule over all steps."""
+        config = self.config
+        optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser,
+            max_lr=config.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.1,
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

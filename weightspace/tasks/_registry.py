@@ -1,0 +1,82 @@
+"""What a metanetwork can be trained for: one file per task, registered by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from weightspace.datasets import ZooDataset
+
+
+class Task(ABC):
+    """A loss, a score and figures; made from the training split, so that it knows the targets.
+
+    Attributes:
+        name: under which it is registered.
+        monitor: the validation score that picks the best epoch; larger is better.
+    """
+
+    name: ClassVar[str]
+    monitor: ClassVar[str]
+
+    def __init__(self, train: ZooDataset, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def out_features(self) -> int:
+        """Size of the metanetwork's output."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What was read from the training split, as JSON; ``settings`` when the task is made again."""
+
+    @abstractmethod
+    def check(self, dataset: ZooDataset) -> None:
+        """Raise TaskError when the targets of a split do not suit the task."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
+        """Mean loss of a batch."""
+
+    @abstractmethod
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Metrics of a whole split."""
+
+    @abstractmethod
+    def figure(self, outputs: Tensor, targets: Tensor, path: Path, title: str) -> None:
+        """Draw predictions against targets."""
+
+    def fit_targets(self, targets: Tensor) -> Tensor:
+        """Targets as a model that is fitted once wants them."""
+        return targets
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """What the task calls its prediction."""
+        return outputs
+
+    def to(self, device: torch.device | str) -> Task:
+        """Tasks hold no tensors by default."""
+        return self
+
+
+TASKS: dict[str, type[Task]] = {}
+_Task = TypeVar("_Task", bound=type[Task])
+
+
+def register(name: str) -> Callable[[_Task], _Task]:
+    """Make a task available as ``--task name``."""
+
+    def add(cls: _Task) -> _Task:
+        if name in TASKS:
+            raise ValueError(f"task {name!r} is registered twice")
+        cls.name = name
+        TASKS[name] = cls
+        return cls
+
+    return add

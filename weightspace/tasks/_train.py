@@ -1,0 +1,270 @@
+"""Train a metanetwork on a zoo, into a run directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
+from weightspace.devices import choose_device
+from weightspace.errors import OutputError, RunError
+from weightspace.models import FittedOnce
+from weightspace.tasks._config import TrainConfig, load_config, save_config
+from weightspace.tasks._figures import draw_learning_curve
+from weightspace.tasks._registry import TASKS, Task
+from weightspace.tasks._run import DESCRIPTION, Metanetwork, build_network, outputs_of, save_network
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What training found; ``metrics`` are those of the validation split at the best epoch."""
+
+    run: Path
+    model: str
+    task: str
+    parameters: int
+    epochs: int
+    best_epoch: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+def train(
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> TrainReport:
+    """Train a metanetwork; the same call resumes what was interrupted, and does nothing when it is done.
+
+    The run directory then holds config.yaml, model.safetensors (the best epoch by validation score),
+    metrics.csv, TensorBoard events, learning_curve.png, checkpoints/ and report.json. The test split is not
+    read.
+
+    Args:
+        config: of the run.
+        output: the run directory.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        overwrite: delete a run of another configuration that is in the way.
+        progress: show a progress bar.
+
+    Raises:
+        OutputError: ``output`` exists and is not a run of this configuration.
+        TaskError: the zoo lacks the target.
+        ZooError: the zoo cannot be opened.
+    """
+    start = time.perf_counter()
+    run = Path(output)
+    device = choose_device(device)
+    training, validation = (
+        ZooDataset(config.zoo, split, target=config.target, population=config.population, seed=config.seed)
+        for split in ("train", "val")
+    )
+    training.augment = parse_augmentations(config.augment)
+    task = TASKS[config.task](training, {"label_smoothing": config.label_smoothing})
+    task.check(validation)
+    torch.manual_seed(config.seed)
+    network = build_network(config, training.spec, training.population.architecture, task)
+    if _open_run(run, config, overwrite):
+        return _stored_report(run)
+    if network.normalisation is not None:
+        network.normalisation = Normalisation.fit(training, config.normalisation)
+    fit = _fit_once if isinstance(network.model, FittedOnce) else _fit_by_gradient
+    history = fit(network, task, config, training, validation, run, device, progress)
+    report = _report(run, network, task, config, validation, device, history, time.perf_counter() - start)
+    save_network(run, network, training, task)
+    return report
+
+
+def _open_run(run: Path, config: TrainConfig, overwrite: bool) -> bool:
+    """Make the directory or continue in it; returns whether the run is complete already."""
+    if run.exists():
+        try:
+            same = load_config(run) == config
+        except RunError:
+            same = False
+        if not same and any(run.iterdir() if run.is_dir() else [run]):
+            if not overwrite:
+                raise OutputError(
+                    f"output: {run} exists already and is not a run of this configuration; "
+                    "choose another name or pass --overwrite"
+                )
+            if run.is_dir() and (run / "config.yaml").is_file():
+                shutil.rmtree(run)
+            else:
+                raise OutputError(f"output: {run} exists and is not a run directory; it is left alone")
+        elif overwrite:
+            shutil.rmtree(run)
+    complete = (run / DESCRIPTION).is_file() and (run / "report.json").is_file()
+    if not complete:
+        try:
+            run.mkdir(exist_ok=True)
+            save_config(config, run / "config.yaml")
+        except OSError as error:
+            raise OutputError(f"output: {run} cannot be written ({error.strerror})") from None
+    return complete
+
+
+# -- two ways to fit ---------------------------------------------------------------------------------------
+
+
+def _fit_once(
+    network: Metanetwork,
+    task: Task,
+    config: TrainConfig,
+    training: ZooDataset,
+    validation: ZooDataset,
+    run: Path,
+    device: str,
+    progress: bool,
+) -> list[dict[str, float]]:
+    """Models without gradients see the whole training split once, without augmentation."""
+    training.augment = None
+    weights, targets = training.read(range(len(training)))
+    if network.normalisation is not None:
+        weights = network.normalisation(weights)
+    assert isinstance(network.model, FittedOnce)
+    network.model.fit_once(weights, task.fit_targets(targets))
+    return []
+
+
+def _fit_by_gradient(
+    network: Metanetwork,
+    task: Task,
+    config: TrainConfig,
+    training: ZooDataset,
+    validation: ZooDataset,
+    run: Path,
+    device: str,
+    progress: bool,
+) -> list[dict[str, float]]:
+    from weightspace.tasks._module import MetanetworkModule
+
+    module = MetanetworkModule(network, task, config, training)
+    order = torch.Generator().manual_seed(config.seed)
+    loaders = (
+        # a last batch of one network would break BatchNorm
+        DataLoader(
+            training,
+            config.batch_size,
+            shuffle=True,
+            generator=order,
+            drop_last=len(training) > config.batch_size,
+        ),
+        DataLoader(validation, 256),
+    )
+    with _quiet_lightning():
+        trainer, best = _trainer(config, task, run, device, progress)
+        resume = run / "checkpoints" / "last.ckpt"
+        trainer.fit(module, *loaders, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+    network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
+    return module.history
+
+
+def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: bool) -> tuple[Any, Any]:
+    import lightning as L
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    monitor = f"val_{task.monitor}"
+    best = ModelCheckpoint(
+        run / "checkpoints", "best", monitor=monitor, mode="max", save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Any] = [best]
+    if progress:
+        callbacks.append(TQDMProgressBar(refresh_rate=20, leave=False))
+    if config.patience is not None:
+        callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience))
+    trainer = L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        max_epochs=config.epochs,
+        callbacks=callbacks,
+        logger=[
+            CSVLogger(run, name="", version="", flush_logs_every_n_steps=1),
+            TensorBoardLogger(run, name="", version="tensorboard"),
+        ],
+        log_every_n_steps=10**9,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        deterministic=True,
+    )
+    return trainer, best
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's hints (worker counts, devices found, old checkpoints) say nothing to our users."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=r".*Experiment logs directory.*")
+        warnings.filterwarnings("ignore", message=r".*exists and is not empty.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+# -- reports -----------------------------------------------------------------------------------------------
+
+
+def _report(
+    run: Path,
+    network: Metanetwork,
+    task: Task,
+    config: TrainConfig,
+    validation: ZooDataset,
+    device: str,
+    history: list[dict[str, float]],
+    seconds: float,
+) -> TrainReport:
+    scores = task.scores(*outputs_of(network, validation, device))
+    monitor = f"val_{task.monitor}"
+    best = max(range(len(history)), key=lambda at: history[at][monitor]) if history else 0
+    report = TrainReport(
+        run=run,
+        model=config.model,
+        task=config.task,
+        parameters=sum(p.numel() for p in network.parameters()),
+        epochs=len(history),
+        best_epoch=best + 1 if history else 0,
+        metrics=scores,
+        seconds=seconds,
+    )
+    if history:
+        draw_learning_curve(
+            history,
+            task.monitor,
+            run / "learning_curve.png",
+            f"{config.model}, {config.task} of {config.target}",
+        )
+    (run / "report.json").write_text(json.dumps({**report.__dict__, "run": str(run)}))
+    return report
+
+
+def _stored_report(run: Path) -> TrainReport:
+    values = json.loads((run / "report.json").read_text())
+    return TrainReport(**{**values, "run": run})
