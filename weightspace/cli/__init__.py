@@ -6,15 +6,18 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from weightspace.cli._output import say
 from weightspace.errors import WeightspaceError
 
+USER_ERROR, INTERRUPTED = 2, 130
 _COMMANDS = ("recipes", "generate", "info", "show", "train", "evaluate", "align", "merge")
+
+# Typer carries its own copy of click in some releases and depends on click in others.
+_ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="weightspace",
@@ -52,18 +55,16 @@ def run(arguments: Sequence[str]) -> int:
         result = typer.main.get_command(app).main(
             list(arguments), prog_name="weightspace", standalone_mode=False
         )
+    except (typer.Abort, KeyboardInterrupt):
+        result = INTERRUPTED
     except WeightspaceError as error:
         say(f"weightspace: {error}")
-        return 2
-    except click.exceptions.Abort:
-        say("weightspace: interrupted; what was finished is kept")
-        return 130
-    except KeyboardInterrupt:
-        say("weightspace: interrupted; what was finished is kept; run the same command again to go on")
-        return 130
-    except click.ClickException as error:
+        result = USER_ERROR
+    except _ClickException as error:
         error.show()
-        return error.exit_code
+        result = error.exit_code
+    if result == INTERRUPTED:  # some releases of Typer return this code of their own
+        say("\nweightspace: interrupted; what was finished is kept; the same command goes on from there")
     return result if isinstance(result, int) else 0
 
 

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from weightspace.datagen._fit import fit_networks
-from weightspace.datagen._recipe import Recipe, load_recipe
+from weightspace.datagen._recipe import Recipe, load_recipe, override_recipe
 from weightspace.datagen.sources import Signals
 from weightspace.devices import choose_device
 from weightspace.errors import OutputError, RecipeError, WeightspaceError
@@ -86,7 +86,7 @@ def generate(
     flags = {"count": count, "views": views, "seed": seed}
     changes = {**(overrides or {}), **{key: value for key, value in flags.items() if value is not None}}
     if isinstance(recipe, Recipe):
-        recipe = Recipe.model_validate({**dict(recipe), **changes})
+        recipe = override_recipe(recipe, changes)
     else:
         recipe = load_recipe(recipe, changes)
     return _Generation(recipe, Path(output), data_root, choose_device(device), overwrite).run(progress)
@@ -153,6 +153,8 @@ class _Generation:
     def _check_output(self) -> None:
         if not self.output.parent.is_dir():
             raise OutputError(f"output: directory {self.output.parent} does not exist")
+        if self.output.is_dir():
+            raise OutputError(f"output: {self.output} is a directory, expected the name of a file")
         if self.output.exists() and not self.overwrite and not self._is_complete():
             raise OutputError(
                 f"output: {self.output} exists already and was not made by this recipe; "
@@ -173,7 +175,11 @@ class _Generation:
             {"recipe": self.recipe.resolved(), "shard": self.recipe.shard, "device": self.device}
         )
         record = self.parts / "recipe.json"
-        if record.exists() and record.read_text() != plan:
+        if self.parts.exists() and not record.exists() and _holds_files(self.parts):
+            raise OutputError(
+                f"output: {self.parts} is no folder of shards (it has no recipe.json); move it away"
+            )
+        if record.exists() and record.read_bytes() != plan.encode():
             if not self.overwrite:
                 raise OutputError(
                     f"output: {self.parts} holds shards of another recipe ({_difference(record, plan)}); "
@@ -184,9 +190,9 @@ class _Generation:
             self.parts.mkdir(exist_ok=True)
             with atomic_path(record, overwrite=True) as temporary:
                 temporary.write_text(plan)
+        except WeightspaceError:
+            raise
         except OSError as error:
-            if isinstance(error, WeightspaceError):
-                raise
             raise OutputError(f"output: {self.parts} cannot be written ({error.strerror})") from None
 
     def _shards(self) -> Iterator[tuple[int, int, int]]:
@@ -307,6 +313,11 @@ def _stored(parameters: np.ndarray, dtype: str) -> np.ndarray:
     return parameters.astype(dtype)
 
 
+def _holds_files(folder: Path) -> bool:
+    """Whether there is anything but the temporary files that a killed process leaves."""
+    return not folder.is_dir() or any(entry.suffix != ".tmp" for entry in folder.iterdir())
+
+
 def _is_sound(path: Path) -> bool:
     """Whether a shard is there and its checksum holds."""
     if not path.exists():
@@ -321,8 +332,10 @@ def _is_sound(path: Path) -> bool:
 def _difference(record: Path, plan: str) -> str:
     """The first field in which two plans differ, in words."""
     try:
-        old, new = json.loads(record.read_text()), json.loads(plan)
+        old, new = json.loads(record.read_bytes()), json.loads(plan)
     except ValueError:
+        old = None
+    if not isinstance(old, dict) or set(old) != set(new) or not isinstance(old["recipe"], dict):
         return "its recipe.json is damaged"
     for key in sorted({*old["recipe"], *new["recipe"]}):
         before, after = old["recipe"].get(key), new["recipe"].get(key)

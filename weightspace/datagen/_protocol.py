@@ -40,7 +40,7 @@ class Protocol(BaseModel):
         if isinstance(value, str):
             value = {"preset": value}
         if isinstance(value, dict) and value.get("preset") is not None:
-            preset = PROTOCOLS.get(value["preset"])
+            preset = PROTOCOLS.get(str(value["preset"]))
             if preset is None:
                 raise ValueError(f"expected a preset of {', '.join(PROTOCOLS)}, found {value['preset']!r}")
             return {**preset, **value}

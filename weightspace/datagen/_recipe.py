@@ -77,7 +77,7 @@ class Recipe(BaseModel):
             return value
         fields = dict(value)
         kind = fields.pop("kind", None)
-        if kind not in SOURCES:
+        if not isinstance(kind, str) or kind not in SOURCES:
             raise ValueError(f"kind: expected one of {', '.join(SOURCES)}, found {kind!r}")
         return SOURCES[kind].model_validate(fields)
 
@@ -123,15 +123,35 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | None = 
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{place}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise RecipeError(f"{place}{line}: not valid YAML ({problem})") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{place}: expected a mapping of fields, found {type(document).__name__}")
-    for key, value in (overrides or {}).items():
+    return _overridden(document, overrides or {}, place, root)
+
+
+def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """A copy of a recipe with some fields changed, nested ones by dotted names.
+
+    Raises:
+        RecipeError: an unknown key or a value out of range.
+    """
+    document = recipe.model_dump()
+    document["source"] = {"kind": recipe.source.kind, **document["source"]}
+    if "protocol.preset" in overrides:  # another preset brings its own fields
+        document["protocol"] = {}
+    return _overridden(document, overrides, f"recipe {recipe.name}", None)
+
+
+def _overridden(
+    document: dict[str, Any], overrides: Mapping[str, Any], place: str, root: yaml.Node | None
+) -> Recipe:
+    for key, value in overrides.items():
         _set(document, key, value, place)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{place}{_first_problem(error, root, overrides or {})}") from None
+        raise RecipeError(f"{place}{_first_problem(error, root, overrides)}") from None
 
 
 def _read(name: str) -> tuple[str, str]:

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from weightspace.datasets import ZooDataset
 from weightspace.spec import Weights
 from weightspace.tasks._config import TrainConfig
 from weightspace.tasks._registry import Task
+
+
+class Progress(L.Callback):
+    """One line for the whole run: steps done, steps per second, time left, the latest scores."""
+
+    def __init__(self, name: str, monitor: str) -> None:
+        self.name, self.monitor = name, monitor
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start where a resumed run stopped."""
+        total = int(trainer.estimated_stepping_batches)
+        self.bar = tqdm(
+            total=total, initial=trainer.global_step, unit=" steps", desc=self.name, file=sys.stderr
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """One step."""
+        assert self.bar is not None
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """New scores."""
+        assert self.bar is not None
+        metrics = trainer.callback_metrics
+        shown = {
+            name: f"{float(metrics[name]):.4g}" for name in ("train_loss", self.monitor) if name in metrics
+        }
+        self.bar.set_postfix({"epoch": trainer.current_epoch + 1, **shown}, refresh=False)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Close the line."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class MetanetworkModule(L.LightningModule):
@@ -45,7 +81,7 @@ class MetanetworkModule(L.LightningModule):
         outputs = self(weights)
         loss = self.task.loss(outputs, targets, training=True)
         self._seen["train"].append((outputs.detach(), targets))
-        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(targets))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
         return loss
 
     def validation_step(self, batch: tuple[Weights, Tensor], index: int) -> None:
@@ -56,7 +92,7 @@ class MetanetworkModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation split."""
         scores = self._scores("val")
-        self.log_dict({f"val_{name}": value for name, value in scores.items()}, prog_bar=True)
+        self.log_dict({f"val_{name}": value for name, value in scores.items()})
 
     def on_train_epoch_end(self) -> None:
         """Log the scores of the batches as they were seen, and remember the epoch."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -169,9 +171,10 @@ def _fit_by_gradient(
     with _quiet_lightning():
         trainer, best = _trainer(config, task, run, device, progress)
         resume = run / "checkpoints" / "last.ckpt"
-        trainer.fit(module, *loaders, ckpt_path=resume if resume.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, *loaders, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from None
     state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     return module.history
@@ -179,8 +182,10 @@ def _fit_by_gradient(
 
 def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: bool) -> tuple[Any, Any]:
     import lightning as L
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    from weightspace.tasks._module import Progress
 
     monitor = f"val_{task.monitor}"
     best = ModelCheckpoint(
@@ -188,7 +193,7 @@ def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: 
     )
     callbacks: list[Any] = [best]
     if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=20, leave=False))
+        callbacks.append(Progress(config.model, monitor))
     if config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience))
     trainer = L.Trainer(
@@ -201,7 +206,7 @@ def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: 
             TensorBoardLogger(run, name="", version="tensorboard"),
         ],
         log_every_n_steps=10**9,
-        enable_progress_bar=progress,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         deterministic=True,
@@ -211,9 +216,13 @@ def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's hints (worker counts, devices found, old checkpoints) say nothing to our users."""
+    """Lightning's hints (worker counts, devices found, old checkpoints) say nothing to our users.
+
+    Its handling of Ctrl-C is undone, too.
+    """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
+    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores Ctrl-C for good after the first one
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -224,6 +233,8 @@ def _quiet_lightning() -> Iterator[None]:
         try:
             yield
         finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
 

@@ -77,6 +77,8 @@ def load_network(reference: str | Path, architecture: Mapping[str, Any] | None =
         raise CheckpointError(
             f"{text}: file not found; expected a .safetensors or .pt file, or ZOO.h5::POPULATION[ROW]"
         )
+    if path.suffix in (".h5", ".hdf5"):
+        raise CheckpointError(f"{text}: name one network of the zoo, as in {text}::POPULATION[ROW]")
     weights, stored = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), None)
     return Network(weights, architecture or stored, text)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import h5py
 import numpy as np
 import torch
 
-from weightspace.errors import OutputError, SpecError, ZooError
+from weightspace.errors import OutputError, SpecError, WeightspaceError, ZooError
 from weightspace.spec import WeightSpec
 from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo
 
@@ -55,8 +56,16 @@ def atomic_path(path: Path, *, overwrite: bool) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_directory(path.parent)
-    except OSError as error:
-        raise OutputError(f"output: {path} could not be written ({error.strerror or error})") from error
+    except WeightspaceError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # h5py raises RuntimeError when a full disk keeps it from closing
+        told = re.search(r"errno = (\d+)", str(error))
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error)
+        raise OutputError(f"output: {path} could not be written ({reason})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -69,11 +78,24 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _new_file(path: Path, *, overwrite: bool) -> Iterator[h5py.File]:
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        try:
+            with h5py.File(temporary, "w") as file:
+                yield file
+        except RuntimeError as error:  # what h5py makes of a full disk when the file is closed
+            raise OSError(str(error)) from error
+
+
 def write_zoo(zoo: Zoo, path: Path, *, overwrite: bool = False) -> Path:
     """Write a zoo atomically; see ``Zoo.save``."""
+    if not zoo.populations:
+        raise ZooError("zoo: expected at least one population, found none")
     for name, population in zoo.populations.items():
+        _check_name("/populations", name)
         check_population(f"/populations/{name}", population)
-    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+    with _new_file(path, overwrite=overwrite) as file:
         _write_header(file, zoo.recipe, content_digest(zoo))
         for name, population in zoo.populations.items():
             _write_population(file.create_group(f"populations/{name}"), population, [population.weights])
@@ -217,7 +239,13 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             raise ZooError(f"zoo {path}: not a zoo: not an HDF5 file") from None
         raise ZooError(f"zoo {path}: cannot be opened ({reason})") from None
     with file:
-        yield file
+        try:
+            yield file
+        # HDF5 reports damaged metadata in as many ways as there are places that can be damaged
+        except (AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, WeightspaceError):
+                raise
+            raise ZooError(f"zoo {path}: content is damaged ({error})") from None
 
 
 def open_zoo(path: Path) -> Zoo:
@@ -225,13 +253,13 @@ def open_zoo(path: Path) -> Zoo:
     with _opened(path) as file:
         _check_header(path, file)
         try:
-            populations = {name: _read_population(path, group) for name, group in file["populations"].items()}
-            sources = {name: _read_source(group) for name, group in file.get("sources", {}).items()}
+            groups = file["populations"]
+            populations = {name: _read_population(path, _child(groups, name)) for name in groups}
+            signals = _child(file, "sources") if "sources" in file else {}
+            sources = {name: _read_source(_child(signals, name)) for name in signals}
             recipe = json.loads(file.attrs["recipe"])
         except ZooError as error:
             raise ZooError(f"zoo {path}: {error}") from None
-        except (KeyError, OSError, ValueError, RuntimeError) as error:
-            raise ZooError(f"zoo {path}: content is damaged ({error})") from None
     return Zoo(populations, sources, recipe, path)
 
 
@@ -239,7 +267,8 @@ def _check_header(path: Path, file: h5py.File) -> None:
     if file.attrs.get("format") != FORMAT:
         raise ZooError(f"zoo {path}: not a zoo: attribute 'format' should be {FORMAT!r}")
     version = file.attrs.get("format_version")
-    if not isinstance(version, int | np.integer) or version < 1:
+    version = version.item() if isinstance(version, np.integer) else version
+    if not isinstance(version, int) or version < 1:
         raise ZooError(
             f"zoo {path}: attribute 'format_version' should be a positive integer, found {version!r}"
         )
@@ -251,7 +280,7 @@ def _check_header(path: Path, file: h5py.File) -> None:
     for name in ("digest", "recipe"):
         if name not in file.attrs:
             raise ZooError(f"zoo {path}: attribute {name!r} is missing")
-    if "populations" not in file or len(file["populations"]) == 0:
+    if not isinstance(file.get("populations"), h5py.Group) or len(file["populations"]) == 0:
         raise ZooError(f"zoo {path}: /populations is missing or empty")
 
 
@@ -285,7 +314,7 @@ def _read_population(path: Path, group: h5py.Group) -> Population:
 
 def _child(group: h5py.Group, name: str) -> h5py.Group:
     if not isinstance(group.get(name), h5py.Group):
-        raise ZooError(f"{group.name}/{name}: group is missing")
+        raise ZooError(f"{group.name.rstrip('/')}/{name}: group is missing")
     return group[name]
 
 
@@ -330,9 +359,15 @@ def check_population(where: str, population: Population) -> None:
     for table in TABLES:
         length = expected[0] if table == "metrics" else networks
         for name, values in getattr(population, table).items():
+            _check_name(f"{where}/{table}", name)
             _expect(f"{where}/{table}/{name}", values, (length,), lambda dtype: dtype.kind in "iuf")
     _expect_range(f"{where}/network", population.network, networks)
     _expect_range(f"{where}/split", population.split, len(SPLITS))
+
+
+def _check_name(where: str, name: str) -> None:
+    if not name or name == "." or "/" in name:
+        raise ZooError(f"{where}: a name should be neither empty nor '.' nor hold a '/', found {name!r}")
 
 
 def _expect(where: str, array: np.ndarray, shape: Sequence[int], fits: Callable[[np.dtype], bool]) -> None:
@@ -365,9 +400,12 @@ def join_zoos(
     Networks are renumbered consecutively in the order of ``paths``.
 
     Raises:
-        ZooError: a file cannot be read, or its populations or specs differ from the first one's.
+        ZooError: no paths, a file cannot be read, or its populations differ from the first one's in more than
+            their networks.
         OutputError: ``output`` exists and may not be overwritten.
     """
+    if not paths:
+        raise ZooError("join: expected at least one zoo, found none")
     zoos = [open_zoo(path) for path in paths]
     merged = {}
     for name, first in zoos[0].populations.items():
@@ -375,15 +413,25 @@ def join_zoos(
         for path, zoo in zip(paths, zoos, strict=True):
             if set(zoo.populations) != set(zoos[0].populations) or zoo[name].spec != first.spec:
                 raise ZooError(f"zoo {path}: populations or specs differ from those of {paths[0]}")
+            _check_alike(path, paths[0], zoo[name], first)
             members.append(zoo[name])
         merged[name] = (_concatenated(members), [member.weights for member in members])
     digest = _digest(merged, recipe)
-    with atomic_path(output, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
+    with _new_file(output, overwrite=overwrite) as file:
         _write_header(file, recipe, digest)
         for name, (population, blocks) in merged.items():
             _write_population(file.create_group(f"populations/{name}"), population, blocks)
         _write_sources(file, sources or {})
     return digest
+
+
+def _check_alike(path: Path, other: Path, population: Population, first: Population) -> None:
+    for name in ("architecture", "protocol", "dtype"):
+        if getattr(population, name) != getattr(first, name):
+            raise ZooError(f"zoo {path}: {name} differs from that of {other}")
+    for table in TABLES:
+        if set(getattr(population, table)) != set(getattr(first, table)):
+            raise ZooError(f"zoo {path}: {table} differ from those of {other}")
 
 
 def _concatenated(members: Sequence[Population]) -> Population:

@@ -63,8 +63,8 @@ def draw_zoo(
         raise ZooError(
             f"zoo {zoo.path or ''}: expected images (items, height, width), found {source.items.shape}"
         )
-    size = min(count, chosen.rows)
-    rows = np.sort(np.random.default_rng(seed).choice(chosen.rows, size, replace=False))
+    candidates = np.flatnonzero(chosen.view[chosen.network] == 0)  # one network per item: more to see
+    rows = np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
     figure = _figure(chosen, source, rows)
     with atomic_path(Path(path), overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
