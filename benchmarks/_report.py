@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,13 @@ def environment(*libraries: str) -> dict[str, object]:
         "python": platform.python_version(),
         **{library: version(library) for library in libraries},
     }
+
+
+def command_line(program: str, argv: Sequence[str] | None, paths: Mapping[str, str] | None = None) -> str:
+    """The command that was run, with the values of options that name local paths replaced by a word."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    shown = [(paths or {}).get(words[at - 1], word) if at else word for at, word in enumerate(words)]
+    return shlex.join(["python", f"benchmarks/{program}", *shown])
 
 
 def to_markdown(

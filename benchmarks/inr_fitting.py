@@ -9,18 +9,13 @@ and each keeps its best rate, so that a busy moment of the machine strikes none 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numba
+import _report
 import numpy as np
 import torch
 from torch.nn.functional import mse_loss
@@ -125,16 +120,6 @@ def _part(problem: tuple[MLP, np.ndarray, np.ndarray, np.ndarray], networks: int
     return net, initial[:networks], coordinates, targets[:networks]
 
 
-def cpu_model() -> str:
-    """The processor as the operating system names it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def setting(arguments: argparse.Namespace, command: str) -> dict[str, object]:
     """All that is needed to read the numbers, and to measure them again."""
     return {
@@ -143,31 +128,17 @@ def setting(arguments: argparse.Namespace, command: str) -> dict[str, object]:
         "points": SIDE * SIDE,
         "steps": arguments.steps,
         "rounds": arguments.rounds,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numba": numba.__version__,
-        "numpy": np.__version__,
+        **_report.environment("torch", "numba", "numpy"),
     }
 
 
-def to_markdown(rows: Sequence[Row], facts: dict[str, object]) -> str:
-    """The table, ratio first, and the setting below it."""
-    lines = [
-        "# Fitting INRs",
-        "",
-        "| engine | ratio | networks/s | networks | median PSNR (dB) |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.engine} | {row.ratio:.1f}x | {row.networks_per_second:.2f} | {row.networks} "
-            f"| {row.median_psnr:.2f} |"
-        )
-    lines += ["", *(f"- {name}: {value}" for name, value in facts.items())]
-    return "\n".join(lines) + "\n"
+COLUMNS = {
+    "engine": "{engine}",
+    "ratio": "{ratio:.1f}x",
+    "networks/s": "{networks_per_second:.2f}",
+    "networks": "{networks}",
+    "median PSNR (dB)": "{median_psnr:.2f}",
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -187,15 +158,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write ``inr_fitting.json`` and ``inr_fitting.md``."""
     arguments = parse(argv)
-    command = shlex.join(["python", "benchmarks/inr_fitting.py", *(sys.argv[1:] if argv is None else argv)])
+    command = _report.command_line("inr_fitting.py", argv)
     rows = measure(arguments.networks, arguments.steps, arguments.rounds)
     facts = setting(arguments, command)
-    table = to_markdown(rows, facts)
-    print(table, end="")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    report = {"setting": facts, "rows": [asdict(row) for row in rows]}
-    (arguments.output / "inr_fitting.json").write_text(json.dumps(report, indent=2) + "\n")
-    (arguments.output / "inr_fitting.md").write_text(table)
+    documents = [asdict(row) for row in rows]
+    table = _report.to_markdown("Fitting INRs", COLUMNS, documents, facts)
+    _report.write(arguments.output, "inr_fitting", table, documents, facts)
     return 0
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -159,10 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write ``weight_matching.json`` and ``weight_matching.md``."""
     arguments = parse(argv)
     rows = measure(arguments.pairs, arguments.rounds)
-    words = ["python", "benchmarks/weight_matching.py", *(sys.argv[1:] if argv is None else argv)]
     others = ["rebasin"] if any(row["method"] == "rebasin" for row in rows) else []
     setting = {
-        "command": shlex.join(words),
+        "command": _report.command_line("weight_matching.py", argv),
         "network": f"SIREN {'-'.join(map(str, WIDTHS))}, w0 = {W0:g}",
         "pairs": arguments.pairs,
         "rounds": arguments.rounds,

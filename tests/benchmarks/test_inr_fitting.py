@@ -1,28 +1,12 @@
 """The benchmark program runs at toy size and reports what it measured."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "inr_fitting.py"
 
-
-def load_program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("inr_fitting", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "inr_fitting", module)  # its dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_toy_run_writes_both_reports(tmp_path, monkeypatch, capsys):
-    program = load_program(monkeypatch)
+def test_toy_run_writes_both_reports(tmp_path, load_program, capsys):
+    program = load_program("inr_fitting")
     assert program.main(["--toy", "-o", str(tmp_path)]) == 0
     table = (tmp_path / "inr_fitting.md").read_text()
     assert capsys.readouterr().out == table
@@ -36,8 +20,8 @@ def test_toy_run_writes_both_reports(tmp_path, monkeypatch, capsys):
         assert f"| {row['engine']} |" in table
 
 
-def test_the_three_engines_fit_equally_well(monkeypatch):
-    program = load_program(monkeypatch)
+def test_the_three_engines_fit_equally_well(load_program):
+    program = load_program("inr_fitting")
     problem = program.make_problem(2)
     first, *others = [run(*problem) for run in program.engines(40).values()]
     for psnr in others:

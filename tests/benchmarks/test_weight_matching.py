@@ -4,27 +4,16 @@ import importlib.util
 import json
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 from weightspace.align import weight_matching
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def program(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))  # as if it were run as a program
-    monkeypatch.delitem(sys.modules, "_report", raising=False)
-    spec = importlib.util.spec_from_file_location("weight_matching", FOLDER / "weight_matching.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("_report", None)
+def program(load_program):
+    return load_program("weight_matching")
 
 
 def test_toy_run_writes_both_reports(program, tmp_path, capsys):

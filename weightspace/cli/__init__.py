@@ -29,10 +29,11 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
+def _version(value: bool) -> bool:
     if value:
         typer.echo(f"weightspace {version('weightspace')}")
         raise typer.Exit
+    return value
 
 
 @app.callback()

@@ -85,10 +85,7 @@ def generate(
     """
     flags = {"count": count, "views": views, "seed": seed}
     changes = {**(overrides or {}), **{key: value for key, value in flags.items() if value is not None}}
-    if isinstance(recipe, Recipe):
-        recipe = override_recipe(recipe, changes)
-    else:
-        recipe = load_recipe(recipe, changes)
+    recipe = override_recipe(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
     return _Generation(recipe, Path(output), data_root, choose_device(device), overwrite).run(progress)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from weightspace.errors import ConfigError
 from weightspace.spec import Element, Weights, WeightSpec
 
 
+@runtime_checkable
 class Augmentation(Protocol):
     """Batched weights in, batched weights out; nothing is changed in place."""
 

@@ -64,8 +64,9 @@ class Normalisation(nn.Module):
             second = torch.stack([part.mean() for part in second.split(sizes)])
         std = (second - mean.square()).clamp_min(0.0).sqrt()
         self.mean.copy_(mean)
+        # rounding alone makes a constant vary by 1e-7 of its size
         # a tensor that never varies carries no information; dividing by 1 leaves it at 0
-        self.std.copy_(torch.where(std > 1e-8 * (1.0 + mean.abs()), std, torch.ones_like(std)))
+        self.std.copy_(torch.where(std > 1e-8 + 1e-6 * mean.abs(), std, torch.ones_like(std)))
         return self
 
     def forward(self, weights: Weights) -> Weights:

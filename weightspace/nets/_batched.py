@@ -34,11 +34,13 @@ def build(architecture: Mapping[str, Any]) -> MLP:
         (2, 8, 1)
     """
     kind = architecture.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ConfigError(f"architecture: expected kind {' or '.join(_KINDS)}, found {kind!r}")
     try:
         return _KINDS[kind](**architecture["arguments"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"architecture: wrong arguments for kind {kind!r}: {error}") from None
 
 

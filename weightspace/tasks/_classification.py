@@ -23,20 +23,30 @@ class Classification(Task):
 
     monitor = "accuracy"
 
-    def __init__(self, train: ZooDataset, settings: Mapping[str, Any]) -> None:
-        super().__init__(train, settings)
-        self.label_smoothing = float(settings.get("label_smoothing", 0.0))
-        if "classes" in settings:
-            self.classes = int(settings["classes"])
-            return
+    def __init__(self, classes: int, label_smoothing: float = 0.0) -> None:
+        self.classes, self.label_smoothing = classes, label_smoothing
+
+    @classmethod
+    def from_data(cls, train: ZooDataset, settings: Mapping[str, Any]) -> Classification:
+        """Classes 0 to the largest label of the whole zoo: a small training split may lack some.
+
+        Raises:
+            TaskError: targets that are no class numbers, or of one class only.
+        """
         if train.targets.is_floating_point() or int(train.targets.min()) < 0:
             raise TaskError(
                 f"task classification: target {train.target!r} should hold class numbers 0, 1, ..., "
                 f"found {train.targets.dtype} from {train.targets.min()}"
             )
-        self.classes = int(train.targets.max()) + 1
-        if self.classes < 2:
+        classes = int(train.population.labels[train.target].max()) + 1
+        if classes < 2:
             raise TaskError(f"task classification: target {train.target!r} has only one class")
+        return cls(classes, float(settings.get("label_smoothing", 0.0)))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Classification:
+        """See :meth:`state`."""
+        return cls(int(state["classes"]), float(state["label_smoothing"]))
 
     @property
     def out_features(self) -> int:
@@ -44,7 +54,7 @@ class Classification(Task):
         return self.classes
 
     def state(self) -> dict[str, Any]:
-        """The number of classes."""
+        """The number of classes, and the smoothing."""
         return {"classes": self.classes, "label_smoothing": self.label_smoothing}
 
     def check(self, dataset: ZooDataset) -> None:

@@ -59,7 +59,11 @@ def train_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None 
             options[name] = value
         else:
             given[key] = value
+    if "options" in given:
+        raise ConfigError(f"options: expected single options such as options.hidden, found {given['options']!r}")
     name = given.get("model", TrainConfig.model_fields["model"].default)
+    if not isinstance(name, str):
+        raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")
     recommended = MODELS[name].training if name in MODELS else {}
     resolved = model_config(name, options).model_dump(mode="json")
     config = _validated({**recommended, **given, "options": resolved}, ConfigError, "train")

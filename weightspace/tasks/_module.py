@@ -49,6 +49,10 @@ class Progress(L.Callback):
         if self.bar is not None:
             self.bar.close()
 
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Close the line after Ctrl-C, too."""
+        self.on_train_end(trainer, module)
+
 
 class MetanetworkModule(L.LightningModule):
     """A metanetwork, its task and its optimiser.

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor
 
 from weightspace.datasets import ZooDataset
 
 
 class Task(ABC):
-    """A loss, a score and figures; made from the training split, so that it knows the targets.
+    """A loss, a score and figures; knows of the targets what it read from the training split.
 
     Attributes:
         name: under which it is registered.
@@ -24,8 +23,15 @@ class Task(ABC):
     name: ClassVar[str]
     monitor: ClassVar[str]
 
-    def __init__(self, train: ZooDataset, settings: Mapping[str, Any]) -> None:
-        self.settings = settings
+    @classmethod
+    @abstractmethod
+    def from_data(cls, train: ZooDataset, settings: Mapping[str, Any]) -> Task:
+        """The task for the targets of a training split."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Task:
+        """The task again from what :meth:`state` returned."""
 
     @property
     @abstractmethod
@@ -34,7 +40,7 @@ class Task(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What was read from the training split, as JSON; ``settings`` when the task is made again."""
+        """What was read from the training split and the settings, as JSON."""
 
     @abstractmethod
     def check(self, dataset: ZooDataset) -> None:
@@ -59,10 +65,6 @@ class Task(ABC):
     def predict(self, outputs: Tensor) -> Tensor:
         """What the task calls its prediction."""
         return outputs
-
-    def to(self, device: torch.device | str) -> Task:
-        """Tasks hold no tensors by default."""
-        return self
 
 
 TASKS: dict[str, type[Task]] = {}

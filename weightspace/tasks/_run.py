@@ -75,7 +75,7 @@ def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Tas
     (run / DESCRIPTION).write_text(json.dumps(description))
 
 
-def load_run(path: str | Path, train_zoo: ZooDataset | None = None) -> TrainedRun:
+def load_run(path: str | Path) -> TrainedRun:
     """Read a trained metanetwork.
 
     Raises:
@@ -90,13 +90,14 @@ def load_run(path: str | Path, train_zoo: ZooDataset | None = None) -> TrainedRu
     try:
         description = json.loads((run / DESCRIPTION).read_text())
         spec = WeightSpec.from_json(json.dumps(description["spec"]))
-        task = TASKS[config.task](None, description["task"])  # type: ignore[arg-type]
+        task = TASKS[config.task].from_state(description["task"])
         network = build_network(config, spec, description["architecture"], task)
         network.load_state_dict(load_file(run / PARAMETERS))
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         if isinstance(error, WeightspaceError):
             raise RunError(f"run {run}: {error}") from None
-        raise RunError(f"run {run}: its files are damaged ({type(error).__name__}: {error})") from None
+        reason = " ".join(str(error).split())  # PyTorch lists one parameter per line
+        raise RunError(f"run {run}: its files are damaged ({type(error).__name__}: {reason})") from None
     if isinstance(network.model, StatisticsTrees):
         network.model.load(run / TREES)
     return TrainedRun(run, config, spec, network.eval(), task)

@@ -76,7 +76,7 @@ def train(
         for split in ("train", "val")
     )
     training.augment = parse_augmentations(config.augment)
-    task = TASKS[config.task](training, {"label_smoothing": config.label_smoothing})
+    task = TASKS[config.task].from_data(training, {"label_smoothing": config.label_smoothing})
     task.check(validation)
     torch.manual_seed(config.seed)
     network = build_network(config, training.spec, training.population.architecture, task)
@@ -170,14 +170,25 @@ def _fit_by_gradient(
     )
     with _quiet_lightning():
         trainer, best = _trainer(config, task, run, device, progress)
-        resume = run / "checkpoints" / "last.ckpt"
         try:
-            trainer.fit(module, *loaders, ckpt_path=resume if resume.is_file() else None, weights_only=True)
+            trainer.fit(module, *loaders, ckpt_path=_checkpoint(run), weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
     state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
     network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     return module.history
+
+
+def _checkpoint(run: Path) -> Path | None:
+    """What an interrupted run left; None when there is nothing."""
+    path = run / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return None
+    try:
+        torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged archive fails in many ways
+        raise RunError(f"run {run}: {path} is damaged ({type(error).__name__}); pass --overwrite") from None
+    return path
 
 
 def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: bool) -> tuple[Any, Any]:
@@ -277,5 +288,7 @@ def _report(
 
 
 def _stored_report(run: Path) -> TrainReport:
-    values = json.loads((run / "report.json").read_text())
-    return TrainReport(**{**values, "run": run})
+    try:
+        return TrainReport(**{**json.loads((run / "report.json").read_text()), "run": run})
+    except (TypeError, ValueError) as error:
+        raise RunError(f"run {run}: report.json is damaged ({type(error).__name__}); pass --overwrite") from None

@@ -42,7 +42,11 @@ def _sequential_spec(module: nn.Sequential) -> WeightSpec:
     if unknown:
         raise SpecError(f"module: no rule for {type(unknown[0]).__name__} in nn.Sequential; pass spec=")
     kinds = {_ACTIVATIONS[type(child)] for child in rest}
-    if len(layers) < 1 or len(kinds) > 1 or len(rest) != len(layers) - 1:
+    linear = [
+        isinstance(child, nn.Linear) for child in module if not isinstance(child, nn.Flatten | nn.Dropout)
+    ]
+    alternating = [at % 2 == 0 for at in range(2 * len(layers) - 1)]
+    if not layers or len(kinds) > 1 or linear != alternating:
         raise SpecError(
             "module: expected linear layers with one and the same activation between each two of them, "
             f"found {', '.join(type(child).__name__ for child in module)}; pass spec="

@@ -51,9 +51,12 @@ class Network:
             )
         spec = spec_of(build(self.architecture))
         try:
+            batch = spec.batch_shape(self.weights)
             spec.flatten(self.weights)
         except SpecError as error:
             raise CheckpointError(f"{self.name}: does not fit its architecture: {error}") from None
+        if batch:
+            raise CheckpointError(f"{self.name}: expected one network, found a batch of shape {list(batch)}")
         return spec
 
 
@@ -143,6 +146,8 @@ def _read_safetensors(path: Path) -> tuple[Weights, Mapping[str, Any] | None]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             metadata = file.metadata() or {}
         stored = json.loads(metadata["architecture"]) if "architecture" in metadata else None
+        if not isinstance(stored, dict | None):
+            raise ValueError("its architecture is no JSON object")
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     return weights, stored

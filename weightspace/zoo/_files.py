@@ -304,12 +304,19 @@ def _read_population(path: Path, group: h5py.Group) -> Population:
         weights=_mapped(path, _dataset(group, "weights")),
         **columns,
         **tables,
-        architecture=json.loads(group.attrs["architecture"]),
-        protocol=json.loads(group.attrs["protocol"]),
+        architecture=_json_object(group, "architecture", nullable=True),
+        protocol=_json_object(group, "protocol"),
         dtype=dtype,
     )
     check_population(where, population)
     return population
+
+
+def _json_object(group: h5py.Group, name: str, *, nullable: bool = False) -> Any:
+    value = json.loads(group.attrs[name])
+    if not isinstance(value, dict) and not (nullable and value is None):
+        raise ZooError(f"{group.name}: attribute {name!r} should be a JSON object")
+    return value
 
 
 def _child(group: h5py.Group, name: str) -> h5py.Group:

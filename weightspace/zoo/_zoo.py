@@ -232,7 +232,7 @@ def split_items(items: np.ndarray, fractions: Sequence[float], seed: int) -> np.
     Raises:
         ConfigError: fractions that are negative or do not sum to 1.
     """
-    if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != len(SPLITS) or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise ConfigError(f"fractions: expected three shares that sum to 1, found {list(fractions)}")
     distinct, position = np.unique(items, return_inverse=True)
     order = np.random.default_rng([seed, len(distinct)]).permutation(len(distinct))

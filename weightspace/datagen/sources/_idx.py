@@ -90,8 +90,10 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not an IDX file of unsigned bytes")
     ndim = content[3]
     header = 4 + 4 * ndim
-    shape = tuple(int(size) for size in np.frombuffer(content[4:header][: 4 * ndim], dtype=">u4"))
+    if len(content) < header:
+        raise DataError(f"{path}: expected a header of {header} bytes, found {len(content)}")
+    shape = tuple(int(size) for size in np.frombuffer(content[4:header], dtype=">u4"))
     expected = header + int(np.prod(shape, dtype=np.int64))
-    if len(shape) != ndim or len(content) != expected:
+    if len(content) != expected:
         raise DataError(f"{path}: expected {expected} bytes for shape {list(shape)}, found {len(content)}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)

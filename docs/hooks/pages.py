@@ -1,0 +1,190 @@
+"""Fills the pages that are made from the code, so that no second copy of anything is kept in docs/.
+
+A line ``<!-- generated: NAME -->`` in a page is replaced by what the function of that name below returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+from pydantic import BaseModel
+
+MARK = re.compile(r"^<!-- generated: (?P<name>[a-z-]+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by MkDocs for every page."""
+    return fill(markdown)
+
+
+def fill(markdown: str) -> str:
+    return MARK.sub(lambda mark: GENERATORS[mark["name"]](), markdown)
+
+
+# -- files and commands ------------------------------------------------------------------------------------
+
+
+def file_format() -> str:
+    return (resources.files("weightspace.zoo") / "FORMAT.md").read_text(encoding="utf-8")
+
+
+def commands() -> str:
+    """The help of every subcommand, as the command itself prints it."""
+    import typer
+
+    from weightspace.cli import app
+
+    parts = []
+    for name, command in typer.main.get_command(app).commands.items():
+        context = command.make_context(
+            f"weightspace {name}", [], resilient_parsing=True, terminal_width=96, max_content_width=96
+        )
+        parts.append(f"## weightspace {name}\n\n```text\n{command.get_help(context).strip()}\n```")
+    return "\n\n".join(parts)
+
+
+# -- tables from the registries and the configurations -----------------------------------------------------
+
+
+def recipes() -> str:
+    from weightspace.datagen import load_recipe, recipe_names
+
+    rows = [(f"`{name}`", load_recipe(name).description, load_recipe(name).paper) for name in recipe_names()]
+    return _table(("recipe", "what it makes", "paper"), rows)
+
+
+def recipe_fields() -> str:
+    from weightspace.datagen import Recipe
+
+    return _fields(Recipe)
+
+
+def network_fields() -> str:
+    from weightspace.datagen import Recipe
+
+    return _fields(Recipe.model_fields["network"].annotation, "network.")
+
+
+def protocol_fields() -> str:
+    from weightspace.datagen import Protocol
+
+    return _fields(Protocol, "protocol.")
+
+
+def split_fields() -> str:
+    from weightspace.datagen import Recipe
+
+    return _fields(Recipe.model_fields["split"].annotation, "split.")
+
+
+def protocols() -> str:
+    from weightspace.datagen import PROTOCOLS, Protocol
+
+    presets = {name: Protocol.model_validate(name) for name in PROTOCOLS}
+    fields = [field for field in Protocol.model_fields if field != "preset"]
+    rows = [
+        (f"`{field}`", *(f"`{getattr(preset, field)}`" for preset in presets.values())) for field in fields
+    ]
+    return _table(("field", *(f"`{name}`" for name in presets)), rows)
+
+
+def sources() -> str:
+    from weightspace.datagen.sources import SOURCES
+
+    parts = [
+        (f"`{kind}`", _summary(cls), ", ".join(f"`{f}`" for f in cls.model_fields))
+        for kind, cls in SOURCES.items()
+    ]
+    return _table(("kind", "what it reads", "its fields"), parts)
+
+
+def models() -> str:
+    from weightspace.models import MODELS
+
+    rows = [(f"`{name}`", _summary(cls), cls.reads, cls.paper) for name, cls in MODELS.items()]
+    return _table(("model", "what it is", "reads weights", "paper"), rows)
+
+
+def model_options() -> str:
+    from weightspace.models import MODELS
+
+    parts = []
+    for name, cls in MODELS.items():
+        trained = ", ".join(f"`{key}: {value}`" for key, value in cls.training.items())
+        parts.append(f"### {name}\n\n{_fields(cls)}\n\nTrained, unless you say otherwise, with {trained}.")
+    return "\n\n".join(parts)
+
+
+def training_fields() -> str:
+    from weightspace.tasks import TrainConfig
+
+    return _fields(TrainConfig)
+
+
+def augmentations() -> str:
+    from weightspace.datasets import AUGMENTATIONS
+
+    rows = []
+    for name, cls in AUGMENTATIONS.items():
+        arguments = [f"{p.name}={p.default}" for p in inspect.signature(cls).parameters.values()]
+        rows.append((f"`{name}`", f"`{cls.__name__}({', '.join(arguments)})`", _summary(cls)))
+    return _table(("name", "class", "what it does"), rows)
+
+
+def tasks() -> str:
+    from weightspace.tasks import TASKS
+
+    rows = [(f"`{name}`", _summary(cls), f"`{cls.monitor}`") for name, cls in TASKS.items()]
+    return _table(("task", "what it is", "picks the best epoch by"), rows)
+
+
+def _fields(model: Any, prefix: str = "") -> str:
+    rows = []
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if field.is_required() else f"`{_default(default)}`"
+        rows.append((f"`{prefix}{name}`", shown, field.description))
+    return _table(("field", "default", "meaning"), rows)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "see below"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return {None: "null", "": '""'}.get(value, str(value)) if not isinstance(value, dict) else str(value)
+
+
+def _summary(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(entry) for entry in line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return str("" if value is None else value).replace("|", "\\|")
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "augmentations": augmentations,
+    "commands": commands,
+    "file-format": file_format,
+    "model-options": model_options,
+    "models": models,
+    "network-fields": network_fields,
+    "protocol-fields": protocol_fields,
+    "protocols": protocols,
+    "recipe-fields": recipe_fields,
+    "recipes": recipes,
+    "sources": sources,
+    "split-fields": split_fields,
+    "tasks": tasks,
+    "training-fields": training_fields,
+}

@@ -1,0 +1,36 @@
+"""Every benchmark program runs at toy size and writes what it measured."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["batch_loading", "dws_speed", "mnist_zoo"])
+def test_a_toy_run_writes_a_table_and_json(name, load_program, tmp_path, capsys):
+    assert load_program(name).main(["--toy", "-o", str(tmp_path)]) == 0
+    table = (tmp_path / f"{name}.md").read_text()
+    assert capsys.readouterr().out == table
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert len(report["rows"]) == sum(line.startswith("| ") for line in table.splitlines()) - 2
+    assert report["setting"]["command"].startswith(f"python benchmarks/{name}.py --toy")
+    numbers = [value for row in report["rows"] for value in row.values() if isinstance(value, float)]
+    assert numbers
+    assert min(numbers) > 0
+
+
+def test_classification_trains_all_four_models(load_program, tmp_path):
+    arguments = [
+        "--toy",
+        "--zoo",
+        str(tmp_path / "z.h5"),
+        "--runs",
+        str(tmp_path / "runs"),
+        "-o",
+        str(tmp_path),
+    ]
+    assert load_program("classification").main(arguments) == 0
+    report = json.loads((tmp_path / "mnist_classification.json").read_text())
+    assert [row["model"] for row in report["rows"]] == ["mlp", "statistics", "dws", "probe"]
+    assert all(0 <= row["accuracy"] <= 1 for row in report["rows"])
+    assert str(tmp_path) not in json.dumps(report), "no local path in a result"
+    assert (tmp_path / "mnist_classification_dws_test.png").stat().st_size > 5000

@@ -1,0 +1,179 @@
+"""Zoos as PyTorch data sets: the same batches however they are read, and splits that keep items together."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from weightspace.datasets import Compose, GaussianNoise, Permutation, ZooDataset
+from weightspace.errors import ConfigError, TaskError, ZooError
+from weightspace.testing import tiny_zoo
+from weightspace.zoo import Zoo
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tiny_zoo(networks=40).save(tmp_path_factory.mktemp("zoo") / "zoo.h5")
+
+
+def assert_same_batches(found, expected):
+    found, expected = list(found), list(expected)
+    assert len(found) == len(expected) > 1
+    for (weights, targets), (expected_weights, expected_targets) in zip(found, expected, strict=True):
+        assert torch.equal(targets, expected_targets)
+        assert list(weights) == list(expected_weights)
+        for name, tensor in expected_weights.items():
+            assert torch.equal(weights[name], tensor)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("augment", [None, Compose([Permutation(), GaussianNoise(0.1)])])
+def test_a_plain_loader_gives_the_same_batches(path, workers, augment):
+    dataset = ZooDataset(path, augment=augment, seed=3)
+    loader = DataLoader(dataset, batch_size=5, num_workers=workers)
+    assert_same_batches(loader, dataset.batches(5))
+
+
+def test_a_shuffled_loader_reads_every_network_once(path):
+    dataset = ZooDataset(path, target="psnr")
+    loader = DataLoader(dataset, batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(1))
+    seen = torch.cat([targets for _, targets in loader])
+    assert not torch.equal(seen, dataset.targets)
+    assert torch.equal(seen.sort().values, dataset.targets.sort().values)
+    by_psnr = {float(t): dataset.read([at])[0] for at, t in enumerate(dataset.targets)}
+    for weights, targets in loader:
+        for at, target in enumerate(targets):
+            assert torch.equal(weights["layers.1.weight"][at], by_psnr[float(target)]["layers.1.weight"][0])
+
+
+def test_batches_shuffle_and_drop_the_rest(path):
+    dataset = ZooDataset(path, target="psnr")
+    assert len(dataset) == 24
+    sizes = [len(targets) for _, targets in dataset.batches(10)]
+    assert sizes == [10, 10, 4]
+    whole = [targets for _, targets in dataset.batches(10, drop_last=True, shuffle=True, seed=1)]
+    assert [len(targets) for targets in whole] == [10, 10]
+    same, other = (
+        torch.cat([targets for _, targets in dataset.batches(10, shuffle=True, seed=seed)]) for seed in (1, 2)
+    )
+    assert torch.equal(same[:20], torch.cat(whole))
+    assert not torch.equal(same, other)
+    assert torch.equal(other.sort().values, dataset.targets.sort().values)
+
+
+def test_one_member_and_subsets(path):
+    dataset = ZooDataset(path)
+    weights, target = dataset[3]
+    assert {name: tuple(w.shape) for name, w in weights.items()} == {
+        name: tensor.shape for name, tensor in dataset.spec.tensors.items()
+    }
+    row = dataset.rows[3]
+    assert torch.equal(dataset.spec.flatten(weights), dataset.population.read(int(row)))
+    assert int(target) == dataset.population.labels["label"][dataset.population.network[row]]
+    subset = DataLoader(Subset(dataset, [3, 4, 7, 1]), batch_size=2)
+    assert_same_batches(subset, [dataset.read([3, 4]), dataset.read([7, 1])])
+    with pytest.raises(IndexError):
+        dataset[24]
+
+
+def test_splits_are_disjoint_by_item_and_cover_the_zoo(path):
+    population = Zoo.open(path)["inr"]
+    splits = [ZooDataset(path, split) for split in ("train", "val", "test")]
+    rows = np.concatenate([dataset.rows for dataset in splits])
+    assert sorted(rows.tolist()) == list(range(40))
+    assert [len(dataset) for dataset in splits] == [24, 8, 8]
+    items = [set(population.source[population.network[d.rows]].tolist()) for d in splits]
+    assert sum(map(len, items)) == len(set.union(*items)) == 20
+    assert len(ZooDataset(path, None)) == 40
+
+
+def test_fractions_draw_the_splits_anew(path):
+    population = Zoo.open(path)["inr"]
+
+    def rows(split, seed=0, fractions=(0.5, 0.25, 0.25)):
+        return ZooDataset(path, split, fractions=fractions, split_seed=seed).rows
+
+    found = [rows(split) for split in ("train", "val", "test")]
+    assert [len(r) for r in found] == [20, 10, 10]
+    assert sorted(np.concatenate(found).tolist()) == list(range(40))
+    items = [set(population.source[r].tolist()) for r in found]
+    assert sum(map(len, items)) == 20
+    assert rows("train").tolist() == found[0].tolist()
+    assert rows("train", seed=1).tolist() != found[0].tolist()
+    assert len(ZooDataset(path, None, fractions=(0.5, 0.25, 0.25))) == 40
+    with pytest.raises(ConfigError, match="expected three shares that sum to 1"):
+        rows("train", fractions=(0.5, 0.5, 0.5))
+    with pytest.raises(TaskError, match="no networks in split 'val'"):
+        rows("val", fractions=(0.5, 0.0, 0.5))
+
+
+def test_labels_are_per_network_and_metrics_per_row():
+    """Two checkpoints per network: the label is repeated, the metric is not."""
+    inr = tiny_zoo(networks=6)["inr"]
+    twice = replace(
+        inr,
+        weights=np.repeat(inr.weights, 2, axis=0),
+        network=np.repeat(inr.network, 2),
+        step=np.tile(np.array([1, 2]), 6),
+        metrics={"psnr": np.arange(12, dtype=np.float32)},
+    )
+    zoo = Zoo({"inr": twice})
+    assert ZooDataset(zoo, None).targets.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert ZooDataset(zoo, None, target="psnr").targets.tolist() == list(range(12))
+    train = ZooDataset(zoo, "train", target="psnr")
+    assert train.targets.tolist() == [float(row) for row in train.rows]
+    assert set(twice.network[train.rows]) == set(np.flatnonzero(inr.split == 0))
+
+
+def test_what_the_zoo_lacks_is_named(path):
+    with pytest.raises(TaskError, match=r"no label or metric 'loss'; it has labels label and metrics psnr"):
+        ZooDataset(path, target="loss")
+    with pytest.raises(ConfigError, match="split: expected one of train, val, test, found 'dev'"):
+        ZooDataset(path, "dev")
+    with pytest.raises(ConfigError, match="split: expected one of train, val, test, found 'dev'"):
+        ZooDataset(path, "dev", fractions=(0.5, 0.25, 0.25))
+    with pytest.raises(ZooError, match="population: expected one of inr, found 'cnn'"):
+        ZooDataset(path, population="cnn")
+    inr = Zoo.open(path)["inr"]
+    with pytest.raises(ConfigError, match="population: the zoo has several, name one of a, b"):
+        ZooDataset(Zoo({"a": inr, "b": inr}))
+    assert len(ZooDataset(Zoo({"a": inr, "b": inr}), population="b")) == 24
+    with pytest.raises(TaskError, match="it has labels none and metrics none"):
+        ZooDataset(Zoo({"a": replace(inr, labels={}, metrics={})}))
+
+
+def test_augmentations_depend_on_seed_epoch_and_rows_alone(path):
+    def read(rows, seed=0, epoch=0):
+        dataset = ZooDataset(path, augment=GaussianNoise(0.5), seed=seed)
+        dataset.epoch = epoch
+        return dataset.spec.flatten(dataset.read(rows)[0])
+
+    first = read([4, 5, 6])
+    assert torch.equal(first, read([4, 5, 6]))
+    assert not torch.equal(first, read([4, 5, 6], epoch=1))
+    assert not torch.equal(first, read([4, 5, 6], seed=1))
+    plain = ZooDataset(path)
+    noise = [read(rows) - plain.spec.flatten(plain.read(rows)[0]) for rows in ([4, 5, 6], [4, 6, 5])]
+    assert not torch.allclose(noise[0], noise[1][[0, 2, 1]])
+    assert not torch.allclose(noise[0][0], noise[0][1])
+
+
+def test_keeping_all_in_memory_changes_nothing(path):
+    lazy, resident = (ZooDataset(path, augment=GaussianNoise(0.1)) for _ in range(2))
+    assert resident.to("cpu") is resident
+    assert_same_batches(resident.batches(7, shuffle=True), lazy.batches(7, shuffle=True))
+    weights, _ = ZooDataset(path).to("cpu").read([0, 1])
+    weights["layers.0.weight"].zero_()
+    again, _ = resident.read([0, 1])
+    assert again["layers.0.weight"].abs().sum() > 0
+
+
+def test_reading_never_changes_the_zoo():
+    zoo = tiny_zoo(networks=10)
+    before = zoo["inr"].weights.copy()
+    for weights, _ in ZooDataset(zoo, None).batches(4):
+        for tensor in weights.values():
+            tensor.zero_()
+    np.testing.assert_array_equal(zoo["inr"].weights, before)
