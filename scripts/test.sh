@@ -2,7 +2,7 @@
 # Runs the tests in the repository's own virtual environment, which it makes or brings up to date first.
 #
 #   scripts/test.sh                        everything
-#   scripts/test.sh tests/spec -k trace    any arguments of pytest; paths are relative to the repository
+#   scripts/test.sh tests/spec -k inverse  any arguments of pytest; paths are relative to the repository
 #   scripts/test.sh -n 0 --pdb             in one process
 #
 # WEIGHTSPACE_VENV and WEIGHTSPACE_PYTHON: see environment.sh. WEIGHTSPACE_DATA: the folder of data sets

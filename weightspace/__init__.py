@@ -6,6 +6,7 @@ their symmetries, align and merge them.
 
 from typing import TYPE_CHECKING, Any
 
+from weightspace import errors, spec, zoo
 from weightspace.spec import Weights, WeightSpec
 from weightspace.zoo import Zoo
 
@@ -41,11 +42,14 @@ __all__ = [
     "align",
     "datagen",
     "datasets",
+    "errors",
     "generate",
     "merge",
     "models",
     "nets",
+    "spec",
     "tasks",
+    "zoo",
 ]
 
 

@@ -65,13 +65,14 @@ def weight_matching(
     weights: Mapping[str, Tensor],
     *,
     symmetries: Sequence[str] = ("permutation",),
-    restarts: int = 1,
+    restarts: int = 2,
     max_sweeps: int = 100,
     seed: int = 0,
 ) -> tuple[Weights, MatchReport]:
     """Reorder the units of ``weights`` so that its parameters come as close as they can to ``reference``.
 
-    Maximises the inner product <A, g . B> over group elements g, which minimises the L2 distance ||A - g . B||.
+    Maximises the inner product ``<A, g . B>`` over group elements g, which minimises the L2 distance
+    ``||A - g . B||``.
     Groups are visited in random order; for each, with the others held still, the best permutation is one
     linear assignment on the similarities
 

@@ -45,6 +45,7 @@ def _describe(population: Population) -> dict[str, Any]:
         "dtype": population.dtype,
         "splits": {name: int((population.split == at).sum()) for at, name in enumerate(SPLITS)},
         "labels": {name: len(np.unique(values)) for name, values in population.labels.items()},
+        "step": _quantiles(population.step),
         "metrics": {name: _quantiles(values) for name, values in population.metrics.items()},
         "spec": repr(population.spec),
     }
@@ -76,7 +77,7 @@ def _text(path: Path, document: dict[str, Any]) -> str:
             f"  splits    {splits}",
             f"  labels    {', '.join(f'{key} ({value} values)' for key, value in entry['labels'].items()) or 'none'}",
         ]
-        for key, q in entry["metrics"].items():
+        for key, q in {"step": entry["step"], **entry["metrics"]}.items():
             diverged = f", {q['not_finite']} not finite" if q["not_finite"] else ""
             lines.append(
                 f"  {key:<9} min {q['min']:.4g}, median {q['median']:.4g}, max {q['max']:.4g}{diverged}"
@@ -86,9 +87,7 @@ def _text(path: Path, document: dict[str, Any]) -> str:
                 f"{key}={value}" for key, value in entry["architecture"]["arguments"].items()
             )
             lines.append(f"  network   {entry['architecture']['kind']}({arguments})")
-        protocol = ", ".join(f"{key}={value}" for key, value in entry["protocol"].items())
-        lines += [
-            f"  protocol  {protocol or 'not recorded'}",
-            *(f"  {line}" for line in entry["spec"].splitlines()),
-        ]
+        lines.append("  protocol" if entry["protocol"] else "  protocol  not recorded")
+        lines += [f"    {key:<15} {value}" for key, value in entry["protocol"].items()]
+        lines += [f"  {line}" for line in entry["spec"].splitlines()]
     return "\n".join(lines)

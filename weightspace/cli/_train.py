@@ -15,6 +15,7 @@ import typer
 
 from weightspace.cli._options import Device, Json, Overwrite, Quiet, Settings, parse_settings
 from weightspace.cli._output import show
+from weightspace.models import MODELS
 
 
 def command(
@@ -22,7 +23,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The run directory to write.")],
     task: Annotated[str, typer.Option(help="What to learn.")] = "classification",
     target: Annotated[str, typer.Option(help="The label or metric to predict.")] = "label",
-    model: Annotated[str, typer.Option(help="dws, mlp, statistics or probe.")] = "dws",
+    model: Annotated[str, typer.Option(help=f"The metanetwork: {', '.join(MODELS)}.")] = "dws",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Networks per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

@@ -228,7 +228,7 @@ class _Generation:
             source=source.astype(np.int64),
             view=view.astype(np.int64),
             split=self.split[position],
-            metrics={"psnr": result.psnr.astype(np.float32), "steps": result.steps.astype(np.float32)},
+            metrics={"psnr": result.psnr.astype(np.float32)},
             labels={"label": self.signals.labels[source]},
             architecture=architecture_of(self.net),
             protocol=self._protocol(),

@@ -64,6 +64,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     # Navon et al. 2023 (arXiv:2301.12780): the field's MNIST and Fashion-MNIST INRs
     "dws": {"first_layer": "hidden", "bias": "zero", "output_offset": 0.5},
     # Sitzmann et al. 2020: the first layer spans many periods of the sine
-    "siren": {"first_layer": "siren", "bias": "uniform", "output_offset": 0.0},
+    "siren": {"first_layer": "siren", "bias": "zero", "output_offset": 0.0},
 }
 """The presets. Both train with Adam 5e-4 on all samples for 1000 steps or until 40 dB."""

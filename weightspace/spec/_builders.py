@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from weightspace.errors import SpecError
-from weightspace.spec._types import Exponent, Frozen, Group, Scaling, ScalingKind, TensorSpec, WeightSpec
+from weightspace.spec._types import Exponent, Group, Scaling, ScalingKind, TensorSpec, WeightSpec
 
 # what each activation's units may be multiplied by: (kind, power on incoming, power on outgoing)
 _SYMMETRY: dict[str, tuple[ScalingKind, int, int] | None] = {
@@ -72,11 +72,7 @@ def mlp_spec(
         for index, group in enumerate(groups)
         for scaling in _scalings(group, names[index : index + 2], tensors, w0)
     ]
-    return WeightSpec(
-        Frozen({group.name: group for group in groups}),
-        Frozen(tensors),
-        Frozen({scaling.name: scaling for scaling in scalings}),
-    )
+    return WeightSpec.build(groups, tensors, scalings)
 
 
 def _scalings(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
@@ -232,6 +232,28 @@ class WeightSpec:
         validate(self)
 
     @classmethod
+    def build(
+        cls,
+        groups: Iterable[Group],
+        tensors: Mapping[str, TensorSpec],
+        scalings: Iterable[Scaling] = (),
+    ) -> WeightSpec:
+        """A spec from plain lists and a dict, in the order of the forward pass.
+
+        Example:
+            >>> channels = Group("channels", 8)
+            >>> WeightSpec.build([channels], {"norm.weight": TensorSpec.dense((8,), ["channels"])})
+            WeightSpec: 1 tensors, 8 parameters
+              channels: 8 units
+              norm.weight [channels]
+        """
+        return cls(
+            Frozen([(group.name, group) for group in groups]),
+            Frozen(dict(tensors)),
+            Frozen([(scaling.name, scaling) for scaling in scalings]),
+        )
+
+    @classmethod
     def mlp(
         cls,
         widths: Sequence[int],
@@ -382,11 +404,7 @@ class WeightSpec:
             raise SpecError(
                 f"spec: not a weight-space description ({type(error).__name__}: {error})"
             ) from None
-        return cls(
-            Frozen({group.name: group for group in groups}),
-            Frozen(tensors),
-            Frozen({scaling.name: scaling for scaling in scalings}),
-        )
+        return cls.build(groups, tensors, scalings)
 
     def __repr__(self) -> str:
         lines = [f"WeightSpec: {len(self.tensors)} tensors, {self.num_parameters:,} parameters"]

@@ -30,8 +30,8 @@ class VerifyReport:
     by_symmetry: dict[str, float]
     illegal_change: float
 
-    def raise_if_wrong(self, tolerance: float = 1e-9) -> None:
-        """Raise unless every symmetry holds.
+    def raise_if_wrong(self, tolerance: float = 1e-9) -> VerifyReport:
+        """Raise unless every symmetry holds; returns the report itself.
 
         Raises:
             SpecError: names the symmetries whose change is above ``tolerance``.
@@ -44,6 +44,7 @@ class VerifyReport:
             raise SpecError(
                 f"spec: the module's output changes under {names}; expected at most {tolerance:.0e}"
             )
+        return self
 
 
 def verify(

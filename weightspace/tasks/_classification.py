@@ -38,7 +38,8 @@ class Classification(Task):
                 f"task classification: target {train.target!r} should hold class numbers 0, 1, ..., "
                 f"found {train.targets.dtype} from {train.targets.min()}"
             )
-        classes = int(train.population.labels[train.target].max()) + 1
+        known = train.population.labels.get(train.target)
+        classes = int(train.targets.max() if known is None else known.max()) + 1
         if classes < 2:
             raise TaskError(f"task classification: target {train.target!r} has only one class")
         return cls(classes, float(settings.get("label_smoothing", 0.0)))

@@ -60,7 +60,9 @@ def train_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None 
         else:
             given[key] = value
     if "options" in given:
-        raise ConfigError(f"options: expected single options such as options.hidden, found {given['options']!r}")
+        raise ConfigError(
+            f"options: expected single options such as options.hidden, found {given['options']!r}"
+        )
     name = given.get("model", TrainConfig.model_fields["model"].default)
     if not isinstance(name, str):
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")

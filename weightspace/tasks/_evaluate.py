@@ -65,11 +65,12 @@ def evaluate(
         metrics=trained.task.scores(outputs, targets),
         figure=trained.path / f"{split}.png",
     )
+    monitor = trained.task.monitor
     trained.task.figure(
         outputs,
         targets,
         report.figure,
-        f"{config.model}, {split}, {report.metrics[trained.task.monitor]:.1%}",
+        f"{config.model}, {split}, {monitor} {report.metrics[monitor]:.3f}",
     )
     summary = {**report.__dict__, "run": str(report.run), "figure": report.figure.name}
     (trained.path / f"evaluation-{split}.json").write_text(json.dumps(summary))

@@ -113,7 +113,7 @@ def _open_run(run: Path, config: TrainConfig, overwrite: bool) -> bool:
     complete = (run / DESCRIPTION).is_file() and (run / "report.json").is_file()
     if not complete:
         try:
-            run.mkdir(exist_ok=True)
+            run.mkdir(parents=True, exist_ok=True)
             save_config(config, run / "config.yaml")
         except OSError as error:
             raise OutputError(f"output: {run} cannot be written ({error.strerror})") from None
@@ -291,4 +291,6 @@ def _stored_report(run: Path) -> TrainReport:
     try:
         return TrainReport(**{**json.loads((run / "report.json").read_text()), "run": run})
     except (TypeError, ValueError) as error:
-        raise RunError(f"run {run}: report.json is damaged ({type(error).__name__}); pass --overwrite") from None
+        raise RunError(
+            f"run {run}: report.json is damaged ({type(error).__name__}); pass --overwrite"
+        ) from None

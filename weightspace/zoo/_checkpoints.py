@@ -21,7 +21,7 @@ from weightspace.zoo._architectures import spec_of
 from weightspace.zoo._files import atomic_path, canonical_json
 from weightspace.zoo._zoo import Zoo
 
-_ROW = re.compile(r"^(?P<path>.+)::(?:(?P<population>[^\[\]]+))?\[(?P<row>-?\d+)\]$")
+_ROW = re.compile(r"^(?P<path>.+?)(?:::(?P<population>[^\[\]]+)?)?\[(?P<row>-?\d+)\]$")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ def canonical_json(value: Any) -> str:
 # -- writing -----------------------------------------------------------------------------------------------
 
 
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise OutputError when ``path`` exists and may not be overwritten, or its directory is missing."""
+    if path.exists() and not overwrite:
+        raise OutputError(f"output: {path} exists already; choose another name or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"output: directory {path.parent} does not exist")
+
+
 @contextmanager
 def atomic_path(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary path beside ``path`` that is flushed and renamed to it when the block ends well.
@@ -45,10 +53,7 @@ def atomic_path(path: Path, *, overwrite: bool) -> Iterator[Path]:
         OutputError: ``path`` exists and may not be overwritten, or cannot be written (full disk, no
             directory, no permission).
     """
-    if path.exists() and not overwrite:
-        raise OutputError(f"output: {path} exists already; choose another name or pass --overwrite")
-    if not path.parent.is_dir():
-        raise OutputError(f"output: directory {path.parent} does not exist")
+    check_output(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
