@@ -137,7 +137,7 @@ def test_generate_then_info_then_show(call, document, tmp_path):
     assert inr["metrics"]["psnr"] == pytest.approx(
         {"min": psnr.min(), "median": np.median(psnr), "max": psnr.max(), "not_finite": 0}, rel=1e-6
     )
-    code, out, err = call("info", output)
+    code, out, _ = call("info", output)
     assert code == 0
     assert "population inr: 12 networks of 6 items" in out
     assert made["digest"] in out

@@ -100,12 +100,12 @@ SOURCES_AND_PROTOCOLS = {
     "source: {kind: [digits]}\nprotocol: dws\n": "line 2: source: kind: expected one of digits, idx, found ['digits']",
     "source: {size: 8}\nprotocol: dws\n": "line 2: source: kind: expected one of digits, idx, found None",
     "source:\n  kind: digits\n  sise: 8\nprotocol: dws\n": "line 4: source.sise: unknown key",
-    "source:\n  kind: digits\n  size: 7\nprotocol: dws\n": "line 4: source.size: input should be greater than or equal to 8, found 7",
+    "source:\n  kind: digits\n  size: 7\nprotocol: dws\n": "line 4: source.size: input should be greater than",
     "source: {kind: idx}\nprotocol: dws\n": "source.folder: this field is required",
     "source: {kind: digits}\nprotocol: sgd\n": "line 3: protocol: expected a preset of dws, siren, found 'sgd'",
     "source: {kind: digits}\nprotocol:\n  preset: [dws]\n": "protocol: expected a preset of dws, siren, found ['dws']",
-    "source: {kind: digits}\nprotocol:\n  preset: dws\n  step: 9\n": "line 5: protocol.step: unknown key; expected one of preset, first_layer",
-    "source: {kind: digits}\nprotocol:\n  preset: dws\n  steps: 0\n": "line 5: protocol.steps: input should be greater than or equal to 1, found 0",
+    "source: {kind: digits}\nprotocol:\n  preset: dws\n  step: 9\n": "line 5: protocol.step: unknown key",
+    "source: {kind: digits}\nprotocol:\n  preset: dws\n  steps: 0\n": "line 5: protocol.steps: input should be",
     "source: {kind: digits}\n": "protocol: this field is required",
     "protocol: dws\n": "source: this field is required",
 }
@@ -193,9 +193,12 @@ def test_initial_bounds_are_the_formulas_of_the_papers():
         expected = math.sqrt(6 / fan_in[at]) / 20 if at in fan_in else 0.0
         np.testing.assert_allclose(part, expected, rtol=1e-6)
     siren = np.split(Protocol.model_validate("siren").initial_bounds(net), np.cumsum([32, 16, 144, 9, 27]))
-    expected = [1 / 2, 1 / math.sqrt(2), math.sqrt(6 / 16) / 20, 1 / 4, math.sqrt(6 / 9) / 20, 1 / 3]
+    expected = [1 / 2, 0, math.sqrt(6 / 16) / 20, 0, math.sqrt(6 / 9) / 20, 0]
     for part, bound in zip(siren, expected, strict=True):
         np.testing.assert_allclose(part, bound, rtol=1e-6)
+    uniform = Protocol.model_validate({"preset": "siren", "bias": "uniform"}).initial_bounds(net)
+    for part, bound in zip(np.split(uniform, np.cumsum([32, 16, 144, 9, 27]))[1::2], [2, 16, 9], strict=True):
+        np.testing.assert_allclose(part, bound**-0.5, rtol=1e-6)
     assert siren[5].shape == (3,)
     assert dws.dtype == np.float32
 

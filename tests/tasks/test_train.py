@@ -150,18 +150,19 @@ def test_a_strangers_folder_is_left_alone(zoo, tmp_path):
     with pytest.raises(OutputError, match="is not a run"):
         fit(config_of(zoo), run / "chapter.txt")
     with pytest.raises(OutputError, match="cannot be written"):
-        fit(config_of(zoo), tmp_path / "missing" / "run")
+        fit(config_of(zoo), run / "chapter.txt" / "run")
 
 
 INTERRUPTED = """
 import os, signal, sys
 from weightspace.tasks import train, train_config
 from weightspace.tasks._module import MetanetworkModule
-begin = MetanetworkModule.on_train_batch_start = lambda self, batch, index: (
+MetanetworkModule.on_train_batch_start = lambda self, batch, index: (
     os.kill(os.getpid(), getattr(signal, sys.argv[3])) if (self.current_epoch, index) == (1, 1) else None
 )
 values = {"zoo": sys.argv[1], "model": "dws", "epochs": 3, "batch_size": 8}
-train(train_config(values, {"model.hidden": 4, "model.layers": 2, "model.head": 8}), sys.argv[2], device="cpu", progress=False)
+config = train_config(values, {"model.hidden": 4, "model.layers": 2, "model.head": 8})
+train(config, sys.argv[2], device="cpu", progress=False)
 """
 
 
@@ -175,7 +176,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(zoo, tmp_path, name):
     assert result.returncode != 0
     assert epochs_of(run) == ["0"]
     assert not (run / "model.json").exists()
-    with pytest.raises(RunError, match="no trained model: model.json is missing; finish `weightspace train`"):
+    with pytest.raises(
+        RunError, match=r"no trained model: model\.json is missing; finish `weightspace train`"
+    ):
         load_run(run)
     config = config_of(zoo, epochs=3)
     resumed, undisturbed = fit(config, run), fit(config, whole)

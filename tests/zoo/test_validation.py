@@ -252,14 +252,14 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(path):
     outside = [at for at in range(len(content)) if not 0 <= at - weights.offset < weights.nbytes]
     draw = random.Random(0)
     found = 0
-    for at in [697, 744, 1019, 1027, 1251, 1264, 1924, 2073, *draw.sample(outside, 150)]:
+    for at in [697, 744, 1019, 1027, 1251, 1264, 1924, 2073, *draw.sample(outside, 80)]:
         changed = bytearray(content)
         changed[at] ^= draw.choice([1, 16, 128, 255])
         path.write_bytes(changed)
         verdict = in_a_child(path, expected)
         assert verdict in ("found", "harmless", "crash of the HDF5 library"), f"byte {at}: {verdict}"
         found += verdict == "found"
-    assert found > 20
+    assert found > 10
 
 
 def in_a_child(path, expected) -> str:
