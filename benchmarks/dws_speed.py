@@ -15,6 +15,7 @@ import _report
 import numpy as np
 import torch
 
+from weightspace.devices import keep_freed_memory
 from weightspace.models import DWS
 from weightspace.spec import WeightSpec
 
@@ -62,11 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hidden", type=int, default=32)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--plain-malloc", action="store_true", help="leave the allocator as it is")
     parser.add_argument("--toy", action="store_true", help="batch 4, hidden 4, 2 rounds")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="OUTDIR")
     arguments = parser.parse_args(argv)
     if arguments.toy:
         arguments.batch, arguments.hidden, arguments.rounds = 4, 4, 2
+    kept = not arguments.plain_malloc and keep_freed_memory()
     rows = measure(arguments.batch, arguments.hidden, arguments.layers, arguments.rounds)
     setting = {
         "command": _report.command_line("dws_speed.py", argv),
@@ -74,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "hidden": arguments.hidden,
         "layers": arguments.layers,
         "rounds": arguments.rounds,
+        "freed memory": "kept, as in `weightspace train`" if kept else "returned to the system",
         **_report.environment("torch"),
         "measured elsewhere": "DWSNets' own code, same size, forward and backward: 496 ms",
     }

@@ -23,7 +23,10 @@ weightspace() {
 weightspace generate digits-inr -o demo/digits.h5 --views 5 --seed 0
 weightspace show demo/digits.h5 -o demo/digits.png --overwrite
 for model in "${models[@]}"; do
-    weightspace train demo/digits.h5 --task classification --target label --model "$model" -o "demo/$model"
+    # fewer passes than the defaults, which are meant for larger zoos
+    epochs=10
+    [[ $model == dws ]] && epochs=12
+    weightspace train demo/digits.h5 --model "$model" --epochs "$epochs" -o "demo/$model"
 done
 for model in "${models[@]}"; do
     weightspace evaluate "demo/$model" --json >"demo/$model.json"

@@ -24,7 +24,7 @@ class DWSConfig(ModelConfig):
     """Deep weight-space network: equivariant layers and an invariant head."""
 
     training: ClassVar[Mapping[str, Any]] = {
-        "epochs": 30,
+        "epochs": 20,
         "learning_rate": 3e-3,
         "augment": "sign, noise(0.05)",
     }

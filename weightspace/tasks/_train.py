@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
-from weightspace.devices import choose_device
+from weightspace.devices import choose_device, keep_freed_memory
 from weightspace.errors import OutputError, RunError
 from weightspace.models import FittedOnce
 from weightspace.tasks._config import TrainConfig, load_config, save_config
@@ -54,7 +54,7 @@ def train(
 
     The run directory then holds config.yaml, model.safetensors (the best epoch by validation score),
     metrics.csv, TensorBoard events, learning_curve.png, checkpoints/ and report.json. The test split is not
-    read.
+    read. The process keeps freed memory from then on (``weightspace.devices.keep_freed_memory``).
 
     Args:
         config: of the run.
@@ -71,6 +71,7 @@ def train(
     start = time.perf_counter()
     run = Path(output)
     device = choose_device(device)
+    keep_freed_memory()
     training, validation = (
         ZooDataset(config.zoo, split, target=config.target, population=config.population, seed=config.seed)
         for split in ("train", "val")
@@ -220,7 +221,6 @@ def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: 
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        deterministic=True,
     )
     return trainer, best
 
