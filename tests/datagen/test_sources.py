@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from weightspace.datagen.sources import SOURCES, Digits, Idx, read_idx, register
+from weightspace.datagen.sources import SOURCES, Digits, Idx, read_idx
 from weightspace.errors import DataError
 
 NAMES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
@@ -141,6 +141,6 @@ def test_digits_grow_without_changing_their_shape():
 def test_sources_register_once():
     assert set(SOURCES) == {"digits", "idx"}
     with pytest.raises(ValueError, match="source 'digits' is registered twice"):
-        register("digits")(Idx)
+        SOURCES.register("digits")(Idx)
     assert SOURCES["digits"] is Digits
     assert Digits.kind == "digits"

@@ -11,7 +11,6 @@ from weightspace.datasets import (
     Permutation,
     SignFlip,
     parse_augmentations,
-    register,
 )
 from weightspace.errors import ConfigError
 from weightspace.nets import MLP, coordinate_grid, evaluate_batch
@@ -151,4 +150,4 @@ def test_mistakes_in_the_text_are_named(text, message):
 def test_names_register_once():
     assert set(AUGMENTATIONS) == {"permutation", "sign", "noise"}
     with pytest.raises(ValueError, match="augmentation 'noise' is registered twice"):
-        register("noise")(GaussianNoise)
+        AUGMENTATIONS.register("noise")(GaussianNoise)

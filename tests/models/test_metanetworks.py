@@ -16,7 +16,6 @@ from weightspace.models import (
     StatisticsMLP,
     StatisticsTrees,
     model_config,
-    register,
     statistics,
 )
 from weightspace.nets import MLP
@@ -237,4 +236,4 @@ def test_what_a_model_cannot_read_is_refused():
 
 def test_names_register_once():
     with pytest.raises(ValueError, match="model 'dws' is registered twice"):
-        register("dws", paper="arXiv:0000.00000")(MODELS["dws"])
+        MODELS.register("dws", paper="arXiv:0000.00000")(MODELS["dws"])

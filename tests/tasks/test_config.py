@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from weightspace.errors import ConfigError, RunError
-from weightspace.tasks import TASKS, Classification, TrainConfig, load_config, register, train_config
+from weightspace.tasks import TASKS, Classification, TrainConfig, load_config, train_config
 
 
 def test_defaults_come_from_the_model():
@@ -81,4 +81,4 @@ def test_a_damaged_configuration_is_refused(tmp_path, content, message):
 def test_names_register_once():
     assert TASKS["classification"] is Classification
     with pytest.raises(ValueError, match="task 'classification' is registered twice"):
-        register("classification")(Classification)
+        TASKS.register("classification")(Classification)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -169,7 +170,12 @@ class _Generation:
     def _open_parts(self) -> None:
         """Make the folder of shards, or continue in one of the same recipe."""
         plan = canonical_json(
-            {"recipe": self.recipe.resolved(), "shard": self.recipe.shard, "device": self.device}
+            {
+                "recipe": self.recipe.resolved(),
+                "shard": self.recipe.shard,
+                "device": self.device,
+                "data": hashlib.sha256(np.ascontiguousarray(self.signals.items).data).hexdigest(),
+            }
         )
         record = self.parts / "recipe.json"
         if self.parts.exists() and not record.exists() and _holds_files(self.parts):
@@ -183,6 +189,8 @@ class _Generation:
                     "choose another name or pass --overwrite"
                 )
             shutil.rmtree(self.parts)
+        for stale in self.output.parent.glob(f".{self.output.name}.*.tmp"):
+            stale.unlink()  # left by a process that was killed while it joined
         try:
             self.parts.mkdir(exist_ok=True)
             with atomic_path(record, overwrite=True) as temporary:
@@ -334,8 +342,8 @@ def _difference(record: Path, plan: str) -> str:
         old = None
     if not isinstance(old, dict) or set(old) != set(new) or not isinstance(old["recipe"], dict):
         return "its recipe.json is damaged"
-    for key in sorted({*old["recipe"], *new["recipe"]}):
-        before, after = old["recipe"].get(key), new["recipe"].get(key)
-        if before != after:
-            return f"{key}: {canonical_json(before)} there, {canonical_json(after)} now"
-    return f"shard or device: {old['shard']}, {old['device']} there, {new['shard']}, {new['device']} now"
+    old, new = ({**plan.pop("recipe"), **plan} for plan in (old, new))
+    key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+    if key == "data":
+        return "the source's items differ"
+    return f"{key}: {canonical_json(old.get(key))} there, {canonical_json(new.get(key))} now"

@@ -151,7 +151,7 @@ def _overridden(
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"{place}{_first_problem(error, root, overrides)}") from None
+        raise RecipeError(f"{place}{_first_problem(error, document, root, overrides)}") from None
 
 
 def _read(name: str) -> tuple[str, str]:
@@ -181,14 +181,16 @@ def _set(document: dict[str, Any], key: str, value: Any, place: str) -> None:
     document[last] = value
 
 
-def _first_problem(error: ValidationError, root: yaml.Node | None, overrides: Mapping[str, Any]) -> str:
+def _first_problem(
+    error: ValidationError, document: Mapping[str, Any], root: yaml.Node | None, overrides: Mapping[str, Any]
+) -> str:
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location) or "recipe"
     line = None if field in overrides else _line_of(root, location)
     where = f", line {line}" if line else ""
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {field}: unknown key; expected one of {', '.join(_known_keys(location[:-1]))}"
+        return f"{where}: {field}: unknown key; expected one of {', '.join(_known_keys(location[:-1], document))}"
     if problem["type"] == "missing":
         return f": {field}: this field is required"
     message = problem["msg"].removeprefix("Value error, ")
@@ -199,14 +201,16 @@ def _first_problem(error: ValidationError, root: yaml.Node | None, overrides: Ma
     return f"{where}: {field}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _known_keys(parents: Sequence[str]) -> list[str]:
+def _known_keys(parents: Sequence[str], document: Mapping[str, Any]) -> list[str]:
     model: Any = Recipe
+    if parents and parents[0] == "source":  # its fields depend on its kind, which was found to be known
+        return ["kind", *SOURCES[document["source"]["kind"]].model_fields]
     for parent in parents:
         field = getattr(model, "model_fields", {}).get(parent)
         if field is None:
             break
         model = field.annotation
-    return list(getattr(model, "model_fields", {})) or ["the fields of its source"]
+    return list(getattr(model, "model_fields", {}))
 
 
 def _line_of(root: yaml.Node | None, location: Sequence[str]) -> int | None:

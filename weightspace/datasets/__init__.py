@@ -9,7 +9,6 @@ from weightspace.datasets._augment import (
     SignFlip,
     SymmetryAugmentation,
     parse_augmentations,
-    register,
 )
 from weightspace.datasets._dataset import ZooDataset
 from weightspace.datasets._normalisation import Normalisation
@@ -25,5 +24,4 @@ __all__ = [
     "SymmetryAugmentation",
     "ZooDataset",
     "parse_augmentations",
-    "register",
 ]

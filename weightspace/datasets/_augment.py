@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from weightspace.configuration import Registry
 from weightspace.errors import ConfigError
 from weightspace.spec import Element, Weights, WeightSpec
 
@@ -22,20 +23,8 @@ class Augmentation(Protocol):
         ...
 
 
-AUGMENTATIONS: dict[str, Callable[..., Augmentation]] = {}
-_Class = TypeVar("_Class", bound=type)
-
-
-def register(name: str) -> Callable[[_Class], _Class]:
-    """Make an augmentation available to ``--augment`` under ``name``."""
-
-    def add(cls: _Class) -> _Class:
-        if name in AUGMENTATIONS:
-            raise ValueError(f"augmentation {name!r} is registered twice")
-        AUGMENTATIONS[name] = cls
-        return cls
-
-    return add
+AUGMENTATIONS: Registry[Callable[..., Augmentation]] = Registry("augmentation")
+"""The augmentations that ``--augment`` names; ``@AUGMENTATIONS.register("name")`` adds one."""
 
 
 class SymmetryAugmentation:
@@ -50,7 +39,7 @@ class SymmetryAugmentation:
         return spec.act(self.element(spec, spec.batch_shape(weights), generator), weights)
 
 
-@register("permutation")
+@AUGMENTATIONS.register("permutation")
 class Permutation(SymmetryAugmentation):
     """Reorder the units of every group at random (exact)."""
 
@@ -61,7 +50,7 @@ class Permutation(SymmetryAugmentation):
         )
 
 
-@register("sign")
+@AUGMENTATIONS.register("sign")
 class SignFlip(SymmetryAugmentation):
     """Flip units of odd (or even) activations with probability ``p`` (exact).
 
@@ -86,7 +75,7 @@ class SignFlip(SymmetryAugmentation):
         return element
 
 
-@register("noise")
+@AUGMENTATIONS.register("noise")
 class GaussianNoise:
     """Add Gaussian noise relative to each tensor's spread over the batch (approximate).
 
@@ -112,12 +101,14 @@ class GaussianNoise:
 
 def _spread(spec: WeightSpec, flat: Tensor) -> Tensor:
     """Standard deviation of each tensor over batch and entries, repeated for each of its parameters: (P,)."""
-    sizes = torch.tensor([tensor.numel for tensor in spec.tensors.values()], device=flat.device)
-    owner = torch.repeat_interleave(torch.arange(len(sizes), device=flat.device), sizes)
+    sizes = [tensor.numel for tensor in spec.tensors.values()]
     rows = flat.reshape(-1, flat.shape[-1])
+    # moments per column first: one pass over the batch, whatever the number of tensors
     moments = torch.stack([rows.mean(0), rows.square().mean(0)])
-    mean, second = flat.new_zeros(2, len(sizes)).index_add_(1, owner, moments) / sizes
-    return (second - mean * mean).clamp_min(0.0).sqrt()[owner]
+    mean, second = torch.stack([part.mean(-1) for part in moments.split(sizes, dim=-1)], dim=-1)
+    spread = (second - mean * mean).clamp_min(0.0).sqrt()
+    repeats = torch.tensor(sizes, device=flat.device)
+    return torch.repeat_interleave(spread, repeats, output_size=flat.shape[-1])
 
 
 class Compose:

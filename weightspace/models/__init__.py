@@ -6,7 +6,7 @@ from weightspace.models._dws import DWS, InvariantPool, OrbitNorm
 from weightspace.models._equivariant import EquivariantLinear
 from weightspace.models._orbits import Orbits
 from weightspace.models._probe import Probe
-from weightspace.models._registry import MODELS, FittedOnce, ModelConfig, model_config, register
+from weightspace.models._registry import MODELS, FittedOnce, ModelConfig, model_config
 
 __all__ = [
     "DWS",
@@ -26,6 +26,5 @@ __all__ = [
     "StatisticsMLP",
     "StatisticsTrees",
     "model_config",
-    "register",
     "statistics",
 ]

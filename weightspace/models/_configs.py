@@ -12,14 +12,14 @@ from weightspace.errors import ConfigError
 from weightspace.models._baselines import FlatMLP, StatisticsMLP, StatisticsTrees
 from weightspace.models._dws import DWS
 from weightspace.models._probe import Probe
-from weightspace.models._registry import ModelConfig, register
+from weightspace.models._registry import MODELS, ModelConfig
 from weightspace.nets import build
 from weightspace.spec import WeightSpec
 
 Pooling = Literal["mean", "max", "sum"]
 
 
-@register("dws", paper="Navon et al. 2023, arXiv:2301.12780")
+@MODELS.register("dws", paper="Navon et al. 2023, arXiv:2301.12780")
 class DWSConfig(ModelConfig):
     """Deep weight-space network: equivariant layers and an invariant head."""
 
@@ -41,7 +41,7 @@ class DWSConfig(ModelConfig):
         return DWS(spec, out_features, **self.model_dump())
 
 
-@register("mlp", paper="baseline in Navon et al. 2023, arXiv:2301.12780")
+@MODELS.register("mlp", paper="baseline in Navon et al. 2023, arXiv:2301.12780")
 class FlatMLPConfig(ModelConfig):
     """MLP on the flattened weights."""
 
@@ -55,7 +55,7 @@ class FlatMLPConfig(ModelConfig):
         return FlatMLP(spec, out_features, **self.model_dump())
 
 
-@register("statistics", paper="Unterthiner et al. 2020, arXiv:2002.11448")
+@MODELS.register("statistics", paper="Unterthiner et al. 2020, arXiv:2002.11448")
 class StatisticsConfig(ModelConfig):
     """Mean, variance and quantiles of each tensor, read by gradient-boosted trees or an MLP."""
 
@@ -76,7 +76,7 @@ class StatisticsConfig(ModelConfig):
         )
 
 
-@register("probe", paper="Kahana et al. 2024, arXiv:2410.10811 (free probes)")
+@MODELS.register("probe", paper="Kahana et al. 2024, arXiv:2410.10811 (free probes)")
 class ProbeConfig(ModelConfig):
     """Learned inputs sent through the networks; an MLP reads the outputs."""
 

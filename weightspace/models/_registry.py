@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from weightspace.configuration import Registry, validated
 from weightspace.errors import ConfigError
 from weightspace.spec import WeightSpec
 
@@ -42,21 +43,8 @@ class ModelConfig(BaseModel):
         raise AssertionError(f"{type(self).__name__} builds nothing")
 
 
-MODELS: dict[str, type[ModelConfig]] = {}
-_Config = TypeVar("_Config", bound=type[ModelConfig])
-
-
-def register(name: str, *, paper: str) -> Callable[[_Config], _Config]:
-    """Make a metanetwork available as ``--model name``."""
-
-    def add(cls: _Config) -> _Config:
-        if name in MODELS:
-            raise ValueError(f"model {name!r} is registered twice")
-        cls.name, cls.paper = name, paper
-        MODELS[name] = cls
-        return cls
-
-    return add
+MODELS: Registry[type[ModelConfig]] = Registry("model", "name")
+"""The metanetworks that ``--model`` names; ``@MODELS.register("name", paper="...")`` adds one."""
 
 
 def model_config(name: str, options: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -71,13 +59,4 @@ def model_config(name: str, options: Mapping[str, Any] | None = None) -> ModelCo
     """
     if name not in MODELS:
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")
-    cls = MODELS[name]
-    try:
-        return cls.model_validate(dict(options or {}))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(cls.model_fields)
-            raise ConfigError(f"model.{field}: unknown option of {name}; expected one of {known}") from None
-        raise ConfigError(f"model.{field}: {problem['msg'].lower()}, found {problem['input']!r}") from None
+    return validated(MODELS[name], options or {}, ConfigError, "model.", f"unknown option of {name}")

@@ -81,12 +81,17 @@ def random_element(
     if "permutation" in kinds:
         for name, group in spec.groups.items():
             keys = torch.rand(*batch, *_value_shape(spec, group), generator=generator, device=device)
-            element[name] = keys.argsort(-1)
+            element[name] = _order(keys)
     for name, scaling in spec.scalings.items():
         if scaling.kind in kinds:
             shape = (*batch, *_value_shape(spec, spec.groups[scaling.group]))
             element[name] = _random_values(scaling, shape, generator, device)
     return element
+
+
+def _order(keys: Tensor) -> Tensor:
+    """``argsort`` along the last axis; NumPy's is three times as fast for many short rows on a CPU."""
+    return torch.from_numpy(keys.numpy().argsort(-1)) if keys.device.type == "cpu" else keys.argsort(-1)
 
 
 def _random_values(

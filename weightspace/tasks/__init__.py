@@ -3,7 +3,7 @@
 from weightspace.tasks._classification import Classification
 from weightspace.tasks._config import TrainConfig, load_config, train_config
 from weightspace.tasks._evaluate import EvaluateReport, evaluate
-from weightspace.tasks._registry import TASKS, Task, register
+from weightspace.tasks._registry import TASKS, Task
 from weightspace.tasks._run import Metanetwork, TrainedRun, load_run
 from weightspace.tasks._train import TrainReport, train
 
@@ -19,7 +19,6 @@ __all__ = [
     "evaluate",
     "load_config",
     "load_run",
-    "register",
     "train",
     "train_config",
 ]

@@ -14,10 +14,10 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from weightspace.datasets import ZooDataset
 from weightspace.errors import TaskError
 from weightspace.tasks._figures import draw_confusion
-from weightspace.tasks._registry import Task, register
+from weightspace.tasks._registry import TASKS, Task
 
 
-@register("classification")
+@TASKS.register("classification")
 class Classification(Task):
     """Cross-entropy with label smoothing, scored by accuracy."""
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from weightspace.configuration import validated
 from weightspace.errors import ConfigError, RunError
 from weightspace.models import MODELS, ModelConfig, model_config
 from weightspace.tasks._registry import TASKS
+from weightspace.zoo import atomic_path
 
 
 class TrainConfig(BaseModel):
@@ -68,7 +70,9 @@ def train_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None 
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")
     recommended = MODELS[name].training if name in MODELS else {}
     resolved = model_config(name, options).model_dump(mode="json")
-    config = _validated({**recommended, **given, "options": resolved}, ConfigError, "train")
+    config = validated(
+        TrainConfig, {**recommended, **given, "options": resolved}, ConfigError, "train: ", "unknown field"
+    )
     if config.task not in TASKS:
         raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}")
     return config
@@ -76,7 +80,13 @@ def train_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None 
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write the configuration as YAML."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file of a run in one step, so that a full disk or a kill leaves no half of it."""
+    with atomic_path(path, overwrite=True) as temporary:
+        temporary.write_text(text)
 
 
 def load_config(run: Path) -> TrainConfig:
@@ -94,16 +104,4 @@ def load_config(run: Path) -> TrainConfig:
         raise RunError(f"run {run}: config.yaml is not valid YAML") from None
     if not isinstance(values, dict):
         raise RunError(f"run {run}: config.yaml should hold a mapping of fields")
-    return _validated(values, RunError, f"run {run}: config.yaml")
-
-
-def _validated(values: Mapping[str, Any], error_type: type[Exception], where: str) -> TrainConfig:
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(TrainConfig.model_fields)
-            raise error_type(f"{where}: {field}: unknown field; expected one of {known}") from None
-        raise error_type(f"{where}: {field}: {problem['msg'].lower()}, found {problem['input']!r}") from None
+    return validated(TrainConfig, values, RunError, f"run {run}: config.yaml: ", "unknown field")

@@ -9,6 +9,7 @@ from pathlib import Path
 from weightspace.datasets import ZooDataset
 from weightspace.devices import choose_device
 from weightspace.errors import RunError
+from weightspace.tasks._config import write_text
 from weightspace.tasks._run import load_run, outputs_of
 
 
@@ -73,5 +74,5 @@ def evaluate(
         f"{config.model}, {split}, {monitor} {report.metrics[monitor]:.3f}",
     )
     summary = {**report.__dict__, "run": str(report.run), "figure": report.figure.name}
-    (trained.path / f"evaluation-{split}.json").write_text(json.dumps(summary))
+    write_text(trained.path / f"evaluation-{split}.json", json.dumps(summary))
     return report

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from weightspace.configuration import Registry
 from weightspace.datasets import ZooDataset
 
 
@@ -67,18 +68,5 @@ class Task(ABC):
         return outputs
 
 
-TASKS: dict[str, type[Task]] = {}
-_Task = TypeVar("_Task", bound=type[Task])
-
-
-def register(name: str) -> Callable[[_Task], _Task]:
-    """Make a task available as ``--task name``."""
-
-    def add(cls: _Task) -> _Task:
-        if name in TASKS:
-            raise ValueError(f"task {name!r} is registered twice")
-        cls.name = name
-        TASKS[name] = cls
-        return cls
-
-    return add
+TASKS: Registry[type[Task]] = Registry("task", "name")
+"""The tasks that ``--task`` names; ``@TASKS.register("name")`` adds one."""

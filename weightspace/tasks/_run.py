@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from weightspace.datasets import Normalisation, ZooDataset
-from weightspace.errors import RunError, WeightspaceError
+from weightspace.errors import OutputError, RunError, WeightspaceError
 from weightspace.models import StatisticsTrees
 from weightspace.spec import Weights, WeightSpec
-from weightspace.tasks._config import TrainConfig, load_config
+from weightspace.tasks._config import TrainConfig, load_config, write_text
 from weightspace.tasks._registry import TASKS, Task
 
 PARAMETERS = "model.safetensors"
@@ -72,7 +72,17 @@ def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Tas
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(tensors, run / PARAMETERS)
     # written last: a run with this file is complete
-    (run / DESCRIPTION).write_text(json.dumps(description))
+    write_text(run / DESCRIPTION, json.dumps(description))
+
+
+def check_zoo(run: Path, dataset: ZooDataset) -> None:
+    """Raise OutputError when a finished run was trained on a zoo of other content than the one given."""
+    trained_on = json.loads((run / DESCRIPTION).read_text()).get("zoo_digest")
+    if trained_on != dataset.zoo.digest:
+        raise OutputError(
+            f"output: {run} is complete, but {dataset.zoo.path} has changed since ({trained_on} then, "
+            f"{dataset.zoo.digest} now); choose another name or pass --overwrite"
+        )
 
 
 def load_run(path: str | Path) -> TrainedRun:

@@ -22,10 +22,17 @@ from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
 from weightspace.devices import choose_device, keep_freed_memory
 from weightspace.errors import OutputError, RunError
 from weightspace.models import FittedOnce
-from weightspace.tasks._config import TrainConfig, load_config, save_config
+from weightspace.tasks._config import TrainConfig, load_config, save_config, write_text
 from weightspace.tasks._figures import draw_learning_curve
 from weightspace.tasks._registry import TASKS, Task
-from weightspace.tasks._run import DESCRIPTION, Metanetwork, build_network, outputs_of, save_network
+from weightspace.tasks._run import (
+    DESCRIPTION,
+    Metanetwork,
+    build_network,
+    check_zoo,
+    outputs_of,
+    save_network,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,20 @@ class TrainReport:
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Everything that one training is about."""
+
+    network: Metanetwork
+    task: Task
+    config: TrainConfig
+    training: ZooDataset
+    validation: ZooDataset
+    run: Path
+    device: str
+    progress: bool
 
 
 def train(
@@ -82,101 +103,96 @@ def train(
     torch.manual_seed(config.seed)
     network = build_network(config, training.spec, training.population.architecture, task)
     if _open_run(run, config, overwrite):
+        check_zoo(run, training)
         return _stored_report(run)
     if network.normalisation is not None:
         network.normalisation = Normalisation.fit(training, config.normalisation)
+    job = _Job(network, task, config, training, validation, run, device, progress)
     fit = _fit_once if isinstance(network.model, FittedOnce) else _fit_by_gradient
-    history = fit(network, task, config, training, validation, run, device, progress)
-    report = _report(run, network, task, config, validation, device, history, time.perf_counter() - start)
+    history = fit(job)
+    report = _report(job, history, time.perf_counter() - start)
     save_network(run, network, training, task)
     return report
 
 
 def _open_run(run: Path, config: TrainConfig, overwrite: bool) -> bool:
     """Make the directory or continue in it; returns whether the run is complete already."""
-    if run.exists():
-        try:
-            same = load_config(run) == config
-        except RunError:
-            same = False
-        if not same and any(run.iterdir() if run.is_dir() else [run]):
-            if not overwrite:
-                raise OutputError(
-                    f"output: {run} exists already and is not a run of this configuration; "
-                    "choose another name or pass --overwrite"
-                )
-            if run.is_dir() and (run / "config.yaml").is_file():
-                shutil.rmtree(run)
-            else:
-                raise OutputError(f"output: {run} exists and is not a run directory; it is left alone")
-        elif overwrite:
-            shutil.rmtree(run)
+    found = _found_config(run)
+    if found is not None and (overwrite or found != config):
+        if not overwrite:
+            raise OutputError(
+                f"output: {run} holds a run of another configuration ({_difference(found, config)}); "
+                "choose another name or pass --overwrite"
+            )
+        shutil.rmtree(run)
     complete = (run / DESCRIPTION).is_file() and (run / "report.json").is_file()
     if not complete:
         try:
             run.mkdir(parents=True, exist_ok=True)
-            save_config(config, run / "config.yaml")
         except OSError as error:
             raise OutputError(f"output: {run} cannot be written ({error.strerror})") from None
+        save_config(config, run / "config.yaml")
     return complete
+
+
+def _found_config(run: Path) -> TrainConfig | None:
+    """The configuration of a run that is there; None for a directory that is empty or missing.
+
+    Raises:
+        OutputError: anything else, which is never deleted, whatever the flags.
+    """
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return None
+    try:
+        return load_config(run)
+    except RunError:
+        raise OutputError(
+            f"output: {run} exists already and is not a run directory; choose another name"
+        ) from None
+
+
+def _difference(found: TrainConfig, config: TrainConfig) -> str:
+    for name in TrainConfig.model_fields:
+        before, after = getattr(found, name), getattr(config, name)
+        if before != after:
+            return f"{name}: {before!r} there, {after!r} now"
+    raise AssertionError("equal configurations have no difference")
 
 
 # -- two ways to fit ---------------------------------------------------------------------------------------
 
 
-def _fit_once(
-    network: Metanetwork,
-    task: Task,
-    config: TrainConfig,
-    training: ZooDataset,
-    validation: ZooDataset,
-    run: Path,
-    device: str,
-    progress: bool,
-) -> list[dict[str, float]]:
+def _fit_once(job: _Job) -> list[dict[str, float]]:
     """Models without gradients see the whole training split once, without augmentation."""
-    training.augment = None
-    weights, targets = training.read(range(len(training)))
+    job.training.augment = None
+    weights, targets = job.training.read(range(len(job.training)))
+    network = job.network
     if network.normalisation is not None:
         weights = network.normalisation(weights)
     assert isinstance(network.model, FittedOnce)
-    network.model.fit_once(weights, task.fit_targets(targets))
+    network.model.fit_once(weights, job.task.fit_targets(targets))
     return []
 
 
-def _fit_by_gradient(
-    network: Metanetwork,
-    task: Task,
-    config: TrainConfig,
-    training: ZooDataset,
-    validation: ZooDataset,
-    run: Path,
-    device: str,
-    progress: bool,
-) -> list[dict[str, float]]:
+def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
     from weightspace.tasks._module import MetanetworkModule
 
-    module = MetanetworkModule(network, task, config, training)
-    order = torch.Generator().manual_seed(config.seed)
+    module = MetanetworkModule(job.network, job.task, job.config, job.training)
+    batch, order = job.config.batch_size, torch.Generator().manual_seed(job.config.seed)
+    # a last batch of one network would break BatchNorm
+    drop_last = len(job.training) > batch
     loaders = (
-        # a last batch of one network would break BatchNorm
-        DataLoader(
-            training,
-            config.batch_size,
-            shuffle=True,
-            generator=order,
-            drop_last=len(training) > config.batch_size,
-        ),
-        DataLoader(validation, 256),
+        DataLoader(job.training, batch, shuffle=True, generator=order, drop_last=drop_last),
+        DataLoader(job.validation, 256),
     )
     with _quiet_lightning():
-        trainer, best = _trainer(config, task, run, device, progress)
+        trainer, best = _trainer(job)
         try:
-            trainer.fit(module, *loaders, ckpt_path=_checkpoint(run), weights_only=True)
+            trainer.fit(module, *loaders, ckpt_path=_checkpoint(job.run), weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
     state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
-    network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
+    job.network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     return module.history
 
 
@@ -192,30 +208,35 @@ def _checkpoint(run: Path) -> Path | None:
     return path
 
 
-def _trainer(config: TrainConfig, task: Task, run: Path, device: str, progress: bool) -> tuple[Any, Any]:
+def _trainer(job: _Job) -> tuple[Any, Any]:
     import lightning as L
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
     from weightspace.tasks._module import Progress
 
-    monitor = f"val_{task.monitor}"
+    config, monitor = job.config, f"val_{job.task.monitor}"
     best = ModelCheckpoint(
-        run / "checkpoints", "best", monitor=monitor, mode="max", save_last=True, enable_version_counter=False
+        job.run / "checkpoints",
+        "best",
+        monitor=monitor,
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
     )
     callbacks: list[Any] = [best]
-    if progress:
+    if job.progress:
         callbacks.append(Progress(config.model, monitor))
     if config.patience is not None:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience))
     trainer = L.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
+        accelerator="gpu" if job.device == "cuda" else "cpu",
         devices=1,
         max_epochs=config.epochs,
         callbacks=callbacks,
         logger=[
-            CSVLogger(run, name="", version="", flush_logs_every_n_steps=1),
-            TensorBoardLogger(run, name="", version="tensorboard"),
+            CSVLogger(job.run, name="", version="", flush_logs_every_n_steps=1),
+            TensorBoardLogger(job.run, name="", version="tensorboard"),
         ],
         log_every_n_steps=10**9,
         enable_progress_bar=False,
@@ -253,17 +274,9 @@ def _quiet_lightning() -> Iterator[None]:
 # -- reports -----------------------------------------------------------------------------------------------
 
 
-def _report(
-    run: Path,
-    network: Metanetwork,
-    task: Task,
-    config: TrainConfig,
-    validation: ZooDataset,
-    device: str,
-    history: list[dict[str, float]],
-    seconds: float,
-) -> TrainReport:
-    scores = task.scores(*outputs_of(network, validation, device))
+def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> TrainReport:
+    run, network, task, config = job.run, job.network, job.task, job.config
+    scores = task.scores(*outputs_of(network, job.validation, job.device))
     monitor = f"val_{task.monitor}"
     best = max(range(len(history)), key=lambda at: history[at][monitor]) if history else 0
     report = TrainReport(
@@ -283,7 +296,7 @@ def _report(
             run / "learning_curve.png",
             f"{config.model}, {config.task} of {config.target}",
         )
-    (run / "report.json").write_text(json.dumps({**report.__dict__, "run": str(run)}))
+    write_text(run / "report.json", json.dumps({**report.__dict__, "run": str(run)}))
     return report
 
 

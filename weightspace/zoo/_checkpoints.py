@@ -92,7 +92,8 @@ def load_networks(
     """Networks of one weight space, to be aligned or merged; those that store no architecture take the others'.
 
     Raises:
-        CheckpointError: a file cannot be read, no architecture is known, or the networks differ in it.
+        CheckpointError: a file cannot be read, no architecture is known, the networks differ in it, or one
+            has NaN or infinite weights.
         ZooError: a zoo cannot be opened.
     """
     found = [load_network(reference, architecture) for reference in references]
@@ -105,6 +106,9 @@ def load_networks(
                 f"{network.name}: its architecture differs from that of {networks[0].name}: "
                 f"{canonical_json(network.architecture)} and {canonical_json(networks[0].architecture)}"
             )
+        spoilt = [name for name, tensor in network.weights.items() if not tensor.isfinite().all()]
+        if spoilt:
+            raise CheckpointError(f"{network.name}: tensor {spoilt[0]!r} has values that are NaN or infinite")
     return specs[0], networks
 
 

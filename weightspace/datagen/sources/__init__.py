@@ -2,6 +2,6 @@
 
 from weightspace.datagen.sources._digits import Digits
 from weightspace.datagen.sources._idx import Idx, read_idx
-from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig, register
+from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig
 
-__all__ = ["SOURCES", "Digits", "Idx", "Signals", "SourceConfig", "read_idx", "register"]
+__all__ = ["SOURCES", "Digits", "Idx", "Signals", "SourceConfig", "read_idx"]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from weightspace.datagen.sources._source import Signals, SourceConfig, register
+from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig
 
 
-@register("digits")
+@SOURCES.register("digits")
 class Digits(SourceConfig):
     """1,797 handwritten digits of 8x8 grey values, upsampled (UCI, as shipped with scikit-learn)."""
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from weightspace.datagen.sources._source import Signals, SourceConfig, register
+from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig
 from weightspace.errors import DataError
 
 _PARTS = {"train": 0, "t10k": 2}  # prefix of the files -> split
 _UNSIGNED_BYTE = 0x08
 
 
-@register("idx")
+@SOURCES.register("idx")
 class Idx(SourceConfig):
     """Images and labels in four IDX files: ``{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]``."""
 

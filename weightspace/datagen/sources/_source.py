@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from weightspace.configuration import Registry
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,5 @@ class SourceConfig(BaseModel):
         raise AssertionError(f"{type(self).__name__} does not load")
 
 
-SOURCES: dict[str, type[SourceConfig]] = {}
-_Config = TypeVar("_Config", bound=SourceConfig)
-
-
-def register(kind: str) -> Callable[[type[_Config]], type[_Config]]:
-    """Make a source available to recipes as ``source: {kind: ...}``."""
-
-    def add(cls: type[_Config]) -> type[_Config]:
-        if kind in SOURCES:
-            raise ValueError(f"source {kind!r} is registered twice")
-        cls.kind = kind
-        SOURCES[kind] = cls
-        return cls
-
-    return add
+SOURCES: Registry[type[SourceConfig]] = Registry("source", "kind")
+"""The sources that a recipe's ``source: {kind: ...}`` names; ``@SOURCES.register("kind")`` adds one."""

@@ -1,0 +1,74 @@
+"""Two mechanisms that every room's configuration uses: registries by name, and errors in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["Registry", "validated"]
+
+_Thing = TypeVar("_Thing")
+_Class = TypeVar("_Class", bound=type)
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Registry(dict[str, _Thing], Generic[_Thing]):
+    """Things by name, filled by a decorator; the choices of the command and the tables of the docs come from it.
+
+    Args:
+        what: what is registered, for messages.
+        attribute: name of the class attribute that is set to the registered name, if any.
+
+    Example:
+        >>> SHAPES = Registry("shape", "name")
+        >>> @SHAPES.register("round")
+        ... class Ball: ...
+        >>> SHAPES["round"].name
+        'round'
+    """
+
+    def __init__(self, what: str, attribute: str | None = None) -> None:
+        super().__init__()
+        self.what, self.attribute = what, attribute
+
+    def register(self, name: str, **attributes: Any) -> Callable[[_Class], _Class]:
+        """A class decorator that adds the class under ``name`` and sets further attributes on it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+
+        def add(cls: _Class) -> _Class:
+            if name in self:
+                raise ValueError(f"{self.what} {name!r} is registered twice")
+            for key, value in {**({self.attribute: name} if self.attribute else {}), **attributes}.items():
+                setattr(cls, key, value)
+            self[name] = cls  # type: ignore[assignment]
+            return cls
+
+        return add
+
+
+def validated(
+    model: type[_Model], values: Mapping[str, Any], error_type: type[Exception], place: str, unknown: str
+) -> _Model:
+    """Build a configuration, or raise one sentence about its first problem.
+
+    Args:
+        model: the configuration.
+        values: its fields.
+        error_type: what to raise.
+        place: what stands before the field's name, with its separator (``"model."``, ``"config.yaml: "``).
+        unknown: what a key that the model does not have is called.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(model.model_fields)
+            raise error_type(f"{place}{field}: {unknown}; expected one of {known}") from None
+        raise error_type(f"{place}{field}: {problem['msg'].lower()}, found {problem['input']!r}") from None
