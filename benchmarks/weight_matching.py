@@ -105,9 +105,9 @@ def prepare(spec: WeightSpec, pairs: int, turns: int) -> tuple[dict[str, Method]
     both = ("permutation", "sign")
     methods: dict[str, Method] = {
         ONE_BY_ONE: (_count(tenth[0]), align_one_by_one(spec, tenth)),
-        "weightspace, batched": (pairs, align_together(spec, (a, b))),
+        "weightspace, batched": (pairs, align_together(spec, (a, b), restarts=1)),
         "weightspace, batched, 2 starts": (pairs, align_together(spec, (a, b), restarts=2)),
-        "weightspace, batched, signs too": (pairs, align_together(spec, (a, b), symmetries=both)),
+        "weightspace, batched, signs too": (pairs, align_together(spec, (a, b), symmetries=both, restarts=1)),
     }
     if importlib.util.find_spec("rebasin") is not None:
         methods["rebasin"] = (_count(fiftieth[0]), align_with_rebasin(spec, fiftieth, turns))

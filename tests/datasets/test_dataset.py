@@ -105,7 +105,7 @@ def test_fractions_draw_the_splits_anew(path):
     assert len(ZooDataset(path, None, fractions=(0.5, 0.25, 0.25))) == 40
     with pytest.raises(ConfigError, match="expected three shares that sum to 1"):
         rows("train", fractions=(0.5, 0.5, 0.5))
-    with pytest.raises(TaskError, match="no networks in split 'val'"):
+    with pytest.raises(TaskError, match="no networks with finite weights in split 'val'"):
         rows("val", fractions=(0.5, 0.0, 0.5))
 
 
@@ -177,3 +177,40 @@ def test_reading_never_changes_the_zoo():
         for tensor in weights.values():
             tensor.zero_()
     np.testing.assert_array_equal(zoo["inr"].weights, before)
+
+
+def test_a_diverged_network_is_skipped_and_counted():
+    """One NaN would turn the noise of its whole batch, and the statistics of a BatchNorm, into NaN."""
+    zoo = tiny_zoo(networks=20)
+    inr = zoo["inr"]
+    weights = inr.weights.copy()
+    weights[7, 3] = np.nan
+    dataset = ZooDataset(
+        Zoo({"inr": replace(inr, weights=weights)}), None, augment=Compose([GaussianNoise(0.1)])
+    )
+    assert dataset.skipped == 1
+    assert len(dataset) == 19
+    assert 7 not in dataset.rows
+    batch, _ = dataset.read(range(19))
+    assert all(tensor.isfinite().all() for tensor in batch.values())
+
+
+def test_every_row_of_a_batch_decides_its_augmentation():
+    dataset = ZooDataset(tiny_zoo(networks=20), None, augment=Compose([GaussianNoise(1.0)]))
+    first, _ = dataset.read([0, 1, 2, 3, 4, 5, 6, 7, 8])
+    other, _ = dataset.read([0, 1, 2, 3, 4, 5, 6, 7, 9])
+    noise = [batch["layers.0.bias"][0] for batch in (first, other)]
+    assert not torch.equal(*noise)
+    assert torch.equal(dataset[-1][1], dataset[19][1])
+    with pytest.raises(IndexError, match="dataset of 20"):
+        dataset[20]
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    dataset = ZooDataset(tiny_zoo(networks=20), None)
+    first = dataset.order(0)
+    assert torch.equal(first, dataset.order(0))
+    assert not torch.equal(first, dataset.order(1))
+    dataset.epoch = 1
+    assert not torch.equal(first, dataset.order(0))
+    assert sorted(dataset.order(0).tolist()) == list(range(20))

@@ -93,9 +93,9 @@ def test_a_value_by_hand():
         for p in model.parameters():
             p.zero_()
         # the type (hidden0,) holds W0 and W1: rows are targets, columns sources
-        model.layer.weight["hidden0"][1, 1] = 2.0
+        model.layer.weight["g0"][1, 1] = 2.0
         model.layer.weight["all"][1, 0] = 10.0
-        model.layer.bias["hidden0"][1] = 0.5
+        model.layer.bias["g0"][1] = 0.5
     weights = {
         "layers.0.weight": torch.tensor([[[1.0], [3.0]]]),
         "layers.1.weight": torch.tensor([[[5.0, 7.0]]]),

@@ -183,6 +183,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(zoo, tmp_path, name):
     config = config_of(zoo, epochs=3)
     resumed, undisturbed = fit(config, run), fit(config, whole)
     assert resumed.epochs == undisturbed.epochs == 3
+    assert epochs_of(run) == ["0", "1", "2"], "the first epochs' scores are kept"
+    found, expected = (load_file(where / "model.safetensors") for where in (run, whole))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert evaluate(run, device="cpu").networks == 8
     if name == "SIGINT":
         assert result.stderr.rstrip().endswith("KeyboardInterrupt")

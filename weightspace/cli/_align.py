@@ -32,9 +32,9 @@ def command(
     from weightspace.align import weight_matching
     from weightspace.nets import build
     from weightspace.spec import output_change
-    from weightspace.zoo import check_output, load_networks, save_network
+    from weightspace.zoo import check_checkpoint_output, load_networks, save_network
 
-    check_output(output, overwrite=overwrite)
+    check_checkpoint_output(output, overwrite=overwrite)
     known = parse_architecture(architecture)
     spec, (a, b) = load_networks([reference, network], known)
     kinds = tuple(kind.strip() for kind in symmetries.split(",") if kind.strip())

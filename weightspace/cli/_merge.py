@@ -29,11 +29,11 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     from weightspace.merge import average
-    from weightspace.zoo import check_output, load_networks, save_network
+    from weightspace.zoo import check_checkpoint_output, load_networks, save_network
 
     if len(networks) < 2:
         raise ConfigError(f"merge: expected at least two networks, found {len(networks)}")
-    check_output(output, overwrite=overwrite)
+    check_checkpoint_output(output, overwrite=overwrite)
     coefficients = _coefficients(weights, len(networks))
     spec, loaded = load_networks(networks, parse_architecture(architecture))
     merged = average([network.weights for network in loaded], coefficients, spec=spec)

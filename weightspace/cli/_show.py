@@ -20,7 +20,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
     population: Annotated[str | None, typer.Option(help="Which one; the first by default.")] = None,
     count: Annotated[int, typer.Option(min=1, max=200, help="Networks to draw.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

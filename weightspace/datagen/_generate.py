@@ -98,9 +98,10 @@ class _Generation:
     ) -> None:
         self.recipe, self.output, self.device, self.overwrite = recipe, output, device, overwrite
         self.parts = output.with_name(output.name + ".parts")
-        self._check_output()
+        self._check_place()
         self.signals = recipe.source.load(Path(data_root) if data_root is not None else None)
         self.items = _selected_items(recipe, self.signals)
+        self._check_output()
         self.split = _split(recipe, self.signals, self.items)
         grid = self.signals.items.shape[1:]
         self.net = MLP(
@@ -148,14 +149,16 @@ class _Generation:
 
     # -- output and shards ---------------------------------------------------------------------------------
 
-    def _check_output(self) -> None:
+    def _check_place(self) -> None:
         if not self.output.parent.is_dir():
             raise OutputError(f"output: directory {self.output.parent} does not exist")
         if self.output.is_dir():
             raise OutputError(f"output: {self.output} is a directory, expected the name of a file")
+
+    def _check_output(self) -> None:
         if self.output.exists() and not self.overwrite and not self._is_complete():
             raise OutputError(
-                f"output: {self.output} exists already and was not made by this recipe; "
+                f"output: {self.output} exists already and was not made by this recipe from this data; "
                 "choose another name or pass --overwrite"
             )
 
@@ -163,9 +166,22 @@ class _Generation:
         if not self.output.exists() or self.overwrite:
             return False
         try:
-            return Zoo.open(self.output).recipe == self.recipe.resolved()
+            zoo = Zoo.open(self.output)
         except WeightspaceError:
             return False
+        return zoo.recipe == self.recipe.resolved() and self._same_data(zoo)
+
+    def _same_data(self, zoo: Zoo) -> bool:
+        """Whether the zoo's networks were fitted to the items that the source has now."""
+        stored, now = zoo.sources.get(self.recipe.source.kind), self._source()
+        population = zoo.populations.get(POPULATION)
+        return (
+            stored is not None
+            and population is not None
+            and np.array_equal(stored.index, now.index)
+            and np.array_equal(stored.items, now.items)
+            and np.array_equal(population.labels.get("label", ()), self.signals.labels[population.source])
+        )
 
     def _open_parts(self) -> None:
         """Make the folder of shards, or continue in one of the same recipe."""
@@ -174,7 +190,7 @@ class _Generation:
                 "recipe": self.recipe.resolved(),
                 "shard": self.recipe.shard,
                 "device": self.device,
-                "data": hashlib.sha256(np.ascontiguousarray(self.signals.items).data).hexdigest(),
+                "data": self._data_digest(),
             }
         )
         record = self.parts / "recipe.json"
@@ -199,6 +215,14 @@ class _Generation:
             raise
         except OSError as error:
             raise OutputError(f"output: {self.parts} cannot be written ({error.strerror})") from None
+
+    def _data_digest(self) -> str:
+        """SHA-256 of the source's items, labels and official split."""
+        digest = hashlib.sha256()
+        for array in (self.signals.items, self.signals.labels, self.signals.official):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _shards(self) -> Iterator[tuple[int, int, int]]:
         for number, first in enumerate(range(0, self.networks, self.recipe.shard)):
@@ -225,6 +249,7 @@ class _Generation:
             steps=protocol.steps,
             target_psnr=protocol.target_psnr,
             device=self.device,
+            slots=None if self.device == "cpu" else min(1024, self.recipe.shard),
             progress=lambda done: bar.update(before + done - bar.n),
         )
         source = self.items[position]
@@ -300,7 +325,9 @@ def _split(recipe: Recipe, signals: Signals, items: np.ndarray) -> np.ndarray:
     if config.method == "random":
         if config.val + config.test >= 1:
             raise RecipeError(f"recipe {recipe.name}: split: val and test leave nothing to train on")
-        return split_items(items, (1 - config.val - config.test, config.val, config.test), recipe.seed)
+        # another stream than the selection's, or the order of the items would be that of the splits
+        stream = int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1)[0])
+        return split_items(items, (1 - config.val - config.test, config.val, config.test), stream)
     if signals.official is None:
         raise RecipeError(
             f"recipe {recipe.name}: split.method: the source {recipe.source.kind!r} has no official split"

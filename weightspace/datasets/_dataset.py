@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,10 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
 
     Attributes:
         spec: the weight space.
-        epoch: set it before each pass to draw new augmentations.
+        skipped: number of rows left out because a weight is NaN or infinite: one diverged network would spoil
+            the batch statistics of all others.
+        epoch: set it before each pass to draw new augmentations and another order (workers that are kept
+            alive between passes do not see the change).
 
     Raises:
         ZooError: the file cannot be opened.
@@ -87,8 +92,11 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         self.split, self.target, self.augment, self.seed = split, target, augment, seed
         self.epoch = 0
         self.rows = _rows(self.population, split, fractions, split_seed)
+        finite = _finite(self.population, self.rows)
+        self.skipped = int((~finite).sum())
+        self.rows = self.rows[finite]
         if len(self.rows) == 0:
-            raise TaskError(f"zoo {self.zoo.path or ''}: no networks in split {split!r}")
+            raise TaskError(f"zoo {self.zoo.path or ''}: no networks with finite weights in split {split!r}")
         self.targets = _targets(self.population, target, self.rows)
         self._resident: Tensor | None = None
 
@@ -105,7 +113,10 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
 
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Weights, Tensor]:
         """The batch of the given members, augmented."""
-        positions = np.asarray(indices)
+        positions = np.asarray(indices, dtype=np.int64)
+        if positions.size and not -len(self) <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"dataset of {len(self)}: expected indices below it, found {positions.max()}")
+        positions = positions % len(self)
         weights = self.spec.unflatten(self._flat(positions))
         targets = self.targets[torch.as_tensor(positions, device=self.targets.device)]
         if self.augment is not None:
@@ -116,12 +127,14 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0
     ) -> Iterator[tuple[Weights, Tensor]]:
         """Iterate over batches without a ``DataLoader``, which costs more than the reading."""
-        order = torch.arange(len(self))
-        if shuffle:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = self.order(seed) if shuffle else torch.arange(len(self))
         for chunk in order.split(batch_size):
             if not (drop_last and len(chunk) < batch_size):
                 yield self.read(chunk.numpy())
+
+    def order(self, seed: int = 0) -> Tensor:
+        """A random order of all members, keyed by ``seed`` and ``epoch``."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(_key(seed, self.epoch)))
 
     def to(self, device: torch.device | str) -> ZooDataset:
         """Keep all weights and targets in the memory of ``device``, and draw augmentations there."""
@@ -136,9 +149,21 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
 
     def _generator(self, positions: np.ndarray) -> torch.Generator:
         """Keyed by what is read, so that the number of workers decides nothing."""
-        device = self.targets.device
-        key = np.random.SeedSequence([self.seed, self.epoch, len(positions), *positions[:8].tolist()])
-        return torch.Generator(device).manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+        return torch.Generator(self.targets.device).manual_seed(_key(self.seed, self.epoch, positions))
+
+
+def _key(seed: int, epoch: int, positions: np.ndarray | None = None) -> int:
+    """63 bits that differ when any of the arguments does."""
+    content = b"" if positions is None else positions.tobytes()
+    digest = hashlib.blake2b(content, digest_size=8, salt=struct.pack("<qq", seed, epoch)).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _finite(population: Population, rows: np.ndarray, block: int = 4096) -> np.ndarray:
+    """Which rows have only finite weights."""
+    blocks = (rows[start : start + block] for start in range(0, len(rows), block))
+    found = [population.read(part).isfinite().all(dim=-1).numpy() for part in blocks]
+    return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
 
 def _choose(zoo: Zoo, population: str | None) -> Population:

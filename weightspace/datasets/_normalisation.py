@@ -46,17 +46,14 @@ class Normalisation(nn.Module):
 
     @classmethod
     def fit(cls, dataset: ZooDataset, mode: str = "tensor", *, block: int = 4096) -> Normalisation:
-        """Statistics of a data set, in one pass of blocks; diverged networks (NaN) are left out."""
+        """Statistics of a data set, in one pass of blocks."""
         self = cls(dataset.spec, mode)
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
         for start in range(0, len(dataset), block):
             flat = dataset.population.read(dataset.rows[start : start + block]).double()
-            flat = flat[flat.isfinite().all(dim=-1)]
             count += len(flat)
             total = total + flat.sum(0)
             squares = squares + flat.square().sum(0)
-        if count == 0:
-            raise ConfigError("normalisation: no network of the training split has finite weights")
         mean, second = total / count, squares / count
         if mode == "tensor":
             sizes = [tensor.numel for tensor in dataset.spec.tensors.values()]

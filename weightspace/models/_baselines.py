@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from weightspace.errors import RunError
 from weightspace.spec import Weights, WeightSpec
 
+LEAST_LOG_PROBABILITY = -30.0  # finite, so that the loss of an unseen class stays a number
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -136,10 +137,10 @@ class StatisticsTrees(nn.Module):
         self.trees.fit(statistics(self.spec, weights).numpy(), targets.numpy())
 
     def forward(self, weights: Weights) -> Tensor:
-        """Log-probabilities of every class; minus infinity for classes that the training split lacks."""
+        """Log-probabilities of every class, the least for classes that the training split lacks."""
         features = statistics(self.spec, weights)
         found = torch.from_numpy(self.trees.predict_proba(features.cpu().numpy())).float().log()
-        out = torch.full((len(found), self.out_features), -torch.inf)
+        out = torch.full((len(found), self.out_features), LEAST_LOG_PROBABILITY)
         out[:, torch.from_numpy(np.asarray(self.trees.classes_)).long()] = found
         return out.to(features.device)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
 from weightspace.models._equivariant import EquivariantLinear, check_pooling, pool
-from weightspace.models._orbits import Features, Orbits, OrbitType, type_name
+from weightspace.models._orbits import Features, Orbits, OrbitType
 from weightspace.spec import Weights, WeightSpec
 
 
@@ -18,13 +18,14 @@ class OrbitNorm(nn.Module):
 
     def __init__(self, orbits: Orbits, channels: int) -> None:
         super().__init__()
+        self.orbits = orbits
         self.norms = nn.ModuleDict(
-            {type_name(t): nn.BatchNorm2d(count * channels) for t, count in orbits.entries.items()}
+            {orbits.key(t): nn.BatchNorm2d(count * channels) for t, count in orbits.entries.items()}
         )
 
     def forward(self, features: Features) -> Features:
         """Normalise."""
-        return {t: self._normalise(self.norms[type_name(t)], x) for t, x in features.items()}
+        return {t: self._normalise(self.norms[self.orbits.key(t)], x) for t, x in features.items()}
 
     @staticmethod
     def _normalise(norm: nn.Module, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
-from weightspace.models._orbits import Features, Orbits, OrbitType, type_name
+from weightspace.models._orbits import Features, Orbits, OrbitType
 
 POOLINGS = ("mean", "max", "sum")
 
@@ -70,11 +70,11 @@ class EquivariantLinear(nn.Module):
             pooled = sum(
                 orbits.entries[s] * in_channels * (1 if s == t else len(self.pooling)) for s in sources
             )
-            self.weight[type_name(t)] = nn.Parameter(torch.empty(sum(self._widths[t]), pooled))
+            self.weight[orbits.key(t)] = nn.Parameter(torch.empty(sum(self._widths[t]), pooled))
             for u in self._targets[t]:
                 fan_in[u] += pooled
         self.bias = nn.ParameterDict(
-            {type_name(u): nn.Parameter(torch.zeros(width)) for u, width in widths_out.items()}
+            {orbits.key(u): nn.Parameter(torch.zeros(width)) for u, width in widths_out.items()}
             if bias
             else {}
         )
@@ -83,7 +83,7 @@ class EquivariantLinear(nn.Module):
     def _reset(self, fan_in: Mapping[OrbitType, int]) -> None:
         """Uniform with the variance of nn.Linear, over all that reaches an output."""
         for t, targets in self._targets.items():
-            blocks = self.weight[type_name(t)].split(self._widths[t])
+            blocks = self.weight[self.orbits.key(t)].split(self._widths[t])
             for u, block in zip(targets, blocks, strict=True):
                 bound = 1.0 / math.sqrt(fan_in[u])
                 with torch.no_grad():
@@ -94,7 +94,7 @@ class EquivariantLinear(nn.Module):
         pooled = self._pooled(features)
         parts: dict[OrbitType, dict[OrbitType, Tensor]] = {u: {} for u in self.orbits.types}
         for t in self.meets:
-            mixed = nn.functional.linear(pooled[t], self.weight[type_name(t)], self._bias(t))
+            mixed = nn.functional.linear(pooled[t], self.weight[self.orbits.key(t)], self._bias(t))
             for u, part in zip(self._targets[t], mixed.split(self._widths[t], dim=-1), strict=True):
                 parts[u][t] = part
         return {u: _join(u, terms) for u, terms in parts.items()}
@@ -103,7 +103,7 @@ class EquivariantLinear(nn.Module):
         """All biases ride on the pooled type (), the smallest product."""
         if t or not self.bias:
             return None
-        return torch.cat([self.bias[type_name(u)] for u in self._targets[()]])
+        return torch.cat([self.bias[self.orbits.key(u)] for u in self._targets[()]])
 
     def _pooled(self, features: Features) -> Features:
         parts: dict[OrbitType, list[Tensor]] = {t: [] for t in self.meets}

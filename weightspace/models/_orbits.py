@@ -21,6 +21,7 @@ from weightspace.spec import Cell, WeightSpec, cell_view
 
 OrbitType = tuple[str, ...]
 Features = dict[OrbitType, Tensor]
+WIDEST = 64  # parameters grow with the square of what is folded
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Orbits:
         sizes: size of each group.
 
     Raises:
-        SpecError: a group is nested, or occurs twice in one cell.
+        SpecError: a group is nested, or occurs twice in one cell, or a tensor has more than 64 fixed entries
+            per unit (an MLP that reads 784 pixels).
 
     Example:
         >>> orbits = Orbits(WeightSpec.mlp([2, 32, 32, 1]))
@@ -69,8 +71,19 @@ class Orbits:
             sorted(slots, key=lambda t: (len(t), [rank[name] for name in t]))
         )
         self._slots = {orbit: slots[orbit] for orbit in self.types}
+        self._rank = rank
         self.entries = {orbit: sum(slot.fixed for slot in self._slots[orbit]) for orbit in self.types}
         self.sizes = {name: group.size for name, group in spec.groups.items()}
+        wide = next((slot for found in slots.values() for slot in found if slot.fixed > WIDEST), None)
+        if wide is not None:
+            raise SpecError(
+                f"tensor {wide.tensor!r}: has {wide.fixed} fixed entries per unit; this layer folds them into "
+                f"channels, which it does up to {WIDEST}"
+            )
+
+    def key(self, orbit: OrbitType) -> str:
+        """The name of an orbit type's parameters: ``all`` for the empty one, else ``g0_g1`` by number of group."""
+        return "_".join(f"g{self._rank[name]}" for name in orbit) or "all"
 
     def gather(self, weights: Mapping[str, Tensor]) -> Features:
         """Weights (batch, ...) to features (batch, *group sizes, entries)."""
@@ -104,11 +117,6 @@ class Orbits:
             name: flat[name].movedim(1, -1).reshape(len(first), *tensor.shape, channels)
             for name, tensor in self.spec.tensors.items()
         }
-
-
-def type_name(orbit: OrbitType) -> str:
-    """The name of an orbit type as a key of parameters: ``hidden0_x_hidden1``, or ``all`` for the empty type."""
-    return "_x_".join(name.replace(".", "_") for name in orbit) or "all"
 
 
 def _check(spec: WeightSpec, tensor: str, cell: Cell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -45,7 +46,7 @@ class Probe(nn.Module):
     ) -> None:
         super().__init__()
         # held in a tuple: its parameters are those of no network in the zoo, and are not to be trained
-        self._network = (network.requires_grad_(False),)
+        self._network = (copy.deepcopy(network).requires_grad_(False),)
         self.probes = nn.Parameter(torch.rand(probes, in_features) * 2.0 - 1.0)
         self.read = nn.Sequential(
             nn.BatchNorm1d(probes * network_out_features),

@@ -147,12 +147,12 @@ def act(spec: WeightSpec, element: Element, weights: Mapping[str, Tensor]) -> We
 
 
 def check_element(spec: WeightSpec, element: Element) -> tuple[int, ...]:
-    """The common batch shape of an element's values.
+    """The batch shape to which an element's values broadcast.
 
     Raises:
         SpecError: a name that is neither a group nor a scaling, or a value of the wrong shape.
     """
-    batch: tuple[int, ...] | None = None
+    batch: Sequence[int] = ()
     for name, value in element.items():
         if name not in spec.groups and name not in spec.scalings:
             raise SpecError(f"element: {name!r} is neither a group nor a scaling of this spec")
@@ -163,12 +163,13 @@ def check_element(spec: WeightSpec, element: Element) -> tuple[int, ...]:
             raise SpecError(
                 f"element: {name!r} should end in shape {list(expected)}, found {list(value.shape)}"
             )
-        if batch is not None and tuple(value.shape[:split]) != batch:
+        try:
+            batch = torch.broadcast_shapes(batch, value.shape[:split])
+        except RuntimeError:
             raise SpecError(
                 f"element: {name!r} has batch shape {list(value.shape[:split])}, others {list(batch)}"
-            )
-        batch = tuple(value.shape[:split])
-    return batch or ()
+            ) from None
+    return tuple(batch)
 
 
 def compose(spec: WeightSpec, second: Element, first: Element) -> Element:
@@ -185,7 +186,7 @@ def compose(spec: WeightSpec, second: Element, first: Element) -> Element:
         if name in spec.groups:
             result[name] = pulled
         elif spec.scalings[name].kind == "phase":
-            carried = pulled * _sign_of(spec, group, second).to(pulled.dtype)
+            carried = pulled * _sign_of(spec, group, second).to(pulled)
             result[name] = carried + second[name] if name in second else carried
         else:
             result[name] = pulled * second[name] if name in second else pulled
@@ -206,8 +207,8 @@ def invert(spec: WeightSpec, element: Element) -> Element:
         scaling = spec.scalings[name]
         pulled = _pull(spec, scaling.group, permutations, value)
         if scaling.kind == "phase":
-            signs = _pull(spec, scaling.group, permutations, _sign_of(spec, scaling.group, element))
-            result[name] = -pulled * signs.to(pulled.dtype)
+            signs = _sign_of(spec, scaling.group, element).to(pulled)
+            result[name] = -pulled * _pull(spec, scaling.group, permutations, signs)
         else:
             result[name] = 1.0 / pulled
     return result
@@ -221,18 +222,20 @@ def source_index(cell: Cell, permutations: Mapping[str, Tensor]) -> Tensor | Non
 
     None when no permutation touches the cell. ``permutations`` may hold other names as well.
     """
-    if not any(dim.group in permutations for dim in cell.dims):
+    moved = (permutations.get(dim.group) for dim in cell.dims if dim.group is not None)
+    device = next((values.device for values in moved if values is not None), None)
+    if device is None:
         return None
     index: Tensor | None = None
     for position, dim in enumerate(cell.dims):
         values = permutations.get(dim.group) if dim.group else None
         if values is None:
-            values = torch.arange(dim.size)
+            values = torch.arange(dim.size, device=device)
             placed = _place(values, (position,), len(cell.dims))
         else:
             placed = _place(values, (*dim.parents, position), len(cell.dims))
         term = placed if dim.stride == 1 else placed * dim.stride
-        index = term if index is None else index + term.to(index.device)
+        index = term if index is None else index + term
     assert index is not None
     return index if cell.offset == 0 else index + cell.offset
 

@@ -247,11 +247,7 @@ class WeightSpec:
               channels: 8 units
               norm.weight [channels]
         """
-        return cls(
-            Frozen([(group.name, group) for group in groups]),
-            Frozen(dict(tensors)),
-            Frozen([(scaling.name, scaling) for scaling in scalings]),
-        )
+        return cls(Frozen(_by_name(groups)), Frozen(dict(tensors)), Frozen(_by_name(scalings)))
 
     @classmethod
     def mlp(
@@ -420,6 +416,15 @@ class WeightSpec:
             cells = " + ".join(_cell_text(cell) for cell in tensor.cells)
             lines.append(f"  {name:<{width}} {cells}")
         return "\n".join(lines)
+
+
+def _by_name(things: Iterable[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for thing in things:
+        if thing.name in found:
+            raise SpecError(f"spec: two groups or scalings are called {thing.name!r}")
+        found[thing.name] = thing
+    return found
 
 
 def _cell_text(cell: Cell) -> str:

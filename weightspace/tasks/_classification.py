@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
@@ -60,10 +59,11 @@ class Classification(Task):
 
     def check(self, dataset: ZooDataset) -> None:
         """Labels must be classes that training knows."""
-        if dataset.targets.is_floating_point() or int(dataset.targets.max()) >= self.classes:
+        low, high = dataset.targets.min(), dataset.targets.max()
+        if dataset.targets.is_floating_point() or int(low) < 0 or int(high) >= self.classes:
             raise TaskError(
-                f"task classification: target {dataset.target!r} of split {dataset.split!r} should be below "
-                f"{self.classes}, the number of classes in training, found {dataset.targets.max()}"
+                f"task classification: target {dataset.target!r} of split {dataset.split!r} should be in "
+                f"0 .. {self.classes - 1}, the classes in training, found {low} .. {high}"
             )
 
     def loss(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
@@ -79,7 +79,3 @@ class Classification(Task):
         """The confusion matrix."""
         counts = multiclass_confusion_matrix(outputs.argmax(-1), targets, self.classes)
         draw_confusion(counts.cpu().numpy(), path, title)
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        """The most likely class."""
-        return torch.argmax(outputs, dim=-1)

@@ -10,7 +10,7 @@ from weightspace.datasets import ZooDataset
 from weightspace.devices import choose_device
 from weightspace.errors import RunError
 from weightspace.tasks._config import write_text
-from weightspace.tasks._run import load_run, outputs_of
+from weightspace.tasks._run import TrainedRun, check_zoo, load_run, outputs_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class EvaluateReport:
     networks: int
     metrics: dict[str, float]
     figure: Path
+    skipped: int = 0
 
 
 def evaluate(
@@ -49,11 +50,7 @@ def evaluate(
     dataset = ZooDataset(
         zoo if zoo is not None else config.zoo, split, target=config.target, population=config.population
     )
-    if dataset.spec != trained.spec:
-        raise RunError(
-            f"run {trained.path}: trained on {trained.spec.num_parameters}-parameter networks, but the weight "
-            f"space of {dataset.zoo.path} differs ({dataset.spec.num_parameters} parameters)"
-        )
+    _check_fit(trained, dataset, zoo is not None)
     trained.task.check(dataset)
     outputs, targets = outputs_of(trained.network, dataset, device)
     report = EvaluateReport(
@@ -65,6 +62,7 @@ def evaluate(
         networks=len(dataset),
         metrics=trained.task.scores(outputs, targets),
         figure=trained.path / f"{split}.png",
+        skipped=dataset.skipped,
     )
     monitor = trained.task.monitor
     trained.task.figure(
@@ -76,3 +74,23 @@ def evaluate(
     summary = {**report.__dict__, "run": str(report.run), "figure": report.figure.name}
     write_text(trained.path / f"evaluation-{split}.json", json.dumps(summary))
     return report
+
+
+def _check_fit(trained: TrainedRun, dataset: ZooDataset, other: bool) -> None:
+    """Raise RunError when the metanetwork cannot read these networks, or its own zoo has changed."""
+    if not other:
+        check_zoo(trained.path, dataset.zoo)
+    if dataset.spec != trained.spec:
+        raise RunError(
+            f"run {trained.path}: trained on networks with other activations or symmetries than those of "
+            f"{dataset.zoo.path}"
+            if trained.spec.num_parameters == dataset.spec.num_parameters
+            else f"run {trained.path}: trained on networks of {trained.spec.num_parameters} parameters, but those "
+            f"of {dataset.zoo.path} have {dataset.spec.num_parameters}"
+        )
+    runs_them = trained.config.model_options().reads == "raw"
+    if runs_them and dataset.population.architecture != trained.architecture:
+        raise RunError(
+            f"run {trained.path}: runs networks of architecture {trained.architecture}, but those of "
+            f"{dataset.zoo.path} are {dataset.population.architecture}"
+        )

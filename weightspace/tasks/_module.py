@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from weightspace.datasets import ZooDataset
 from weightspace.spec import Weights
-from weightspace.tasks._config import TrainConfig
+from weightspace.tasks._config import TrainConfig, write_text
 from weightspace.tasks._registry import Task
+
+
+def write_history(run: Path, history: Sequence[dict[str, float]]) -> None:
+    """metrics.csv: one line per epoch, the whole file at once, so that resuming loses nothing."""
+    names = sorted({name for row in history for name in row} - {"epoch"})
+    lines = [",".join(["epoch", *names])]
+    lines += [
+        ",".join([str(int(row["epoch"])), *(f"{row[name]:.6g}" if name in row else "" for name in names)])
+        for row in history
+    ]
+    write_text(run / "metrics.csv", "\n".join(lines) + "\n")
 
 
 class Progress(L.Callback):
@@ -54,6 +68,24 @@ class Progress(L.Callback):
         self.on_train_end(trainer, module)
 
 
+class EpochOrder(Sampler[int]):
+    """Random order keyed by seed and epoch, so that a resumed run goes on in the order of an undisturbed one."""
+
+    def __init__(self, dataset: ZooDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before it iterates."""
+        self.epoch = self.dataset.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.dataset.order(self.seed).tolist())
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
 class MetanetworkModule(L.LightningModule):
     """A metanetwork, its task and its optimiser.
 
@@ -62,10 +94,14 @@ class MetanetworkModule(L.LightningModule):
         task: loss and scores.
         config: of the run.
         train: its ``epoch`` is set, so that augmentations differ from epoch to epoch.
+        run: where metrics.csv goes.
     """
 
-    def __init__(self, network: nn.Module, task: Task, config: TrainConfig, train: ZooDataset) -> None:
+    def __init__(
+        self, network: nn.Module, task: Task, config: TrainConfig, train: ZooDataset, run: Path
+    ) -> None:
         super().__init__()
+        self.run = run
         self.network, self.task, self.config, self.train_set = network, task, config, train
         self.history: list[dict[str, float]] = []
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
@@ -76,8 +112,9 @@ class MetanetworkModule(L.LightningModule):
         return out
 
     def on_train_epoch_start(self) -> None:
-        """Draw new augmentations."""
+        """Draw new augmentations; dropout depends on seed and epoch, however often the run was resumed."""
         self.train_set.epoch = self.current_epoch
+        torch.manual_seed(self.config.seed + 1_000_003 * (self.current_epoch + 1))
 
     def training_step(self, batch: tuple[Weights, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -105,6 +142,7 @@ class MetanetworkModule(L.LightningModule):
         self.log_dict({f"train_{name}": value for name, value in scores.items()})
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         self.history.append({"epoch": float(self.current_epoch), **row})
+        write_history(self.run, self.history)
 
     def _scores(self, split: str) -> dict[str, float]:
         outputs, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
@@ -122,13 +160,15 @@ class MetanetworkModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a one-cycle schedule over all steps."""
         config = self.config
+        total = int(self.trainer.estimated_stepping_batches)
         optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
             max_lr=config.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
-            pct_start=0.1,
+            total_steps=total,
+            # with a warm-up of exactly one step PyTorch divides by zero
+            pct_start=0.1 if total != 10 else 0.2,
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -59,14 +59,6 @@ class Task(ABC):
     def figure(self, outputs: Tensor, targets: Tensor, path: Path, title: str) -> None:
         """Draw predictions against targets."""
 
-    def fit_targets(self, targets: Tensor) -> Tensor:
-        """Targets as a model that is fitted once wants them."""
-        return targets
-
-    def predict(self, outputs: Tensor) -> Tensor:
-        """What the task calls its prediction."""
-        return outputs
-
 
 TASKS: Registry[type[Task]] = Registry("task", "name")
 """The tasks that ``--task`` names; ``@TASKS.register("name")`` adds one."""

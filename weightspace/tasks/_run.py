@@ -14,15 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from weightspace.datasets import Normalisation, ZooDataset
-from weightspace.errors import OutputError, RunError, WeightspaceError
+from weightspace.errors import RunError, WeightspaceError
 from weightspace.models import StatisticsTrees
 from weightspace.spec import Weights, WeightSpec
 from weightspace.tasks._config import TrainConfig, load_config, write_text
 from weightspace.tasks._registry import TASKS, Task
+from weightspace.zoo import Zoo
 
 PARAMETERS = "model.safetensors"
 TREES = "trees.skops"
 DESCRIPTION = "model.json"
+ZOO = "zoo.json"
 
 
 class Metanetwork(nn.Module):
@@ -47,6 +49,7 @@ class TrainedRun:
     spec: WeightSpec
     network: Metanetwork
     task: Task
+    architecture: Mapping[str, Any] | None
 
 
 def build_network(
@@ -65,7 +68,6 @@ def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Tas
         "spec": json.loads(dataset.spec.to_json()),
         "architecture": dataset.population.architecture,
         "task": task.state(),
-        "zoo_digest": dataset.zoo.digest,
     }
     if isinstance(network.model, StatisticsTrees):
         network.model.save(run / TREES)
@@ -75,13 +77,24 @@ def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Tas
     write_text(run / DESCRIPTION, json.dumps(description))
 
 
-def check_zoo(run: Path, dataset: ZooDataset) -> None:
-    """Raise OutputError when a finished run was trained on a zoo of other content than the one given."""
-    trained_on = json.loads((run / DESCRIPTION).read_text()).get("zoo_digest")
-    if trained_on != dataset.zoo.digest:
-        raise OutputError(
-            f"output: {run} is complete, but {dataset.zoo.path} has changed since ({trained_on} then, "
-            f"{dataset.zoo.digest} now); choose another name or pass --overwrite"
+def save_digest(run: Path, zoo: Zoo) -> None:
+    """Remember which content a run is trained on."""
+    write_text(run / ZOO, json.dumps({"digest": zoo.digest}))
+
+
+def check_zoo(run: Path, zoo: Zoo) -> None:
+    """Raise RunError when the zoo's content is not that on which the run was begun.
+
+    Its splits may be others, so that what was trained on would count as unseen.
+    """
+    try:
+        begun_with = json.loads((run / ZOO).read_text())["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"run {run}: {ZOO} is missing or damaged; train again with --overwrite") from None
+    if begun_with != zoo.digest:
+        raise RunError(
+            f"run {run}: zoo {zoo.path} has changed since training began (digest {begun_with} then, "
+            f"{zoo.digest} now); train again with --overwrite, or into another directory"
         )
 
 
@@ -110,7 +123,7 @@ def load_run(path: str | Path) -> TrainedRun:
         raise RunError(f"run {run}: its files are damaged ({type(error).__name__}: {reason})") from None
     if isinstance(network.model, StatisticsTrees):
         network.model.load(run / TREES)
-    return TrainedRun(run, config, spec, network.eval(), task)
+    return TrainedRun(run, config, spec, network.eval(), task, description["architecture"])
 
 
 def outputs_of(

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
 from weightspace.devices import choose_device, keep_freed_memory
-from weightspace.errors import OutputError, RunError
+from weightspace.errors import OutputError, RunError, TaskError
 from weightspace.models import FittedOnce
 from weightspace.tasks._config import TrainConfig, load_config, save_config, write_text
 from weightspace.tasks._figures import draw_learning_curve
@@ -31,13 +31,19 @@ from weightspace.tasks._run import (
     build_network,
     check_zoo,
     outputs_of,
+    save_digest,
     save_network,
 )
+from weightspace.zoo import Zoo
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What training found; ``metrics`` are those of the validation split at the best epoch."""
+    """What training found.
+
+    ``metrics`` are those of the validation split at the best epoch; ``skipped`` counts networks of the training
+    and validation splits that were left out because their weights are not finite.
+    """
 
     run: Path
     model: str
@@ -47,6 +53,7 @@ class TrainReport:
     best_epoch: int
     metrics: dict[str, float]
     seconds: float
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,9 @@ def train(
     """Train a metanetwork; the same call resumes what was interrupted, and does nothing when it is done.
 
     The run directory then holds config.yaml, model.safetensors (the best epoch by validation score),
-    metrics.csv, TensorBoard events, learning_curve.png, checkpoints/ and report.json. The test split is not
-    read. The process keeps freed memory from then on (``weightspace.devices.keep_freed_memory``).
+    metrics.csv, TensorBoard events, learning_curve.png, checkpoints/ and report.json. Of the test
+    split nothing is read but the range of its labels. The process keeps freed memory from then on
+    (``weightspace.devices.keep_freed_memory``).
 
     Args:
         config: of the run.
@@ -100,11 +108,17 @@ def train(
     training.augment = parse_augmentations(config.augment)
     task = TASKS[config.task].from_data(training, {"label_smoothing": config.label_smoothing})
     task.check(validation)
+    if len(training) < 2:
+        raise TaskError(
+            f"zoo {config.zoo}: expected at least two networks to train on, found {len(training)}"
+        )
     torch.manual_seed(config.seed)
     network = build_network(config, training.spec, training.population.architecture, task)
-    if _open_run(run, config, overwrite):
-        check_zoo(run, training)
+    if _open_run(run, config, training.zoo, overwrite):
         return _stored_report(run)
+    if device == "cuda":
+        training.to(device)
+        validation.to(device)
     if network.normalisation is not None:
         network.normalisation = Normalisation.fit(training, config.normalisation)
     job = _Job(network, task, config, training, validation, run, device, progress)
@@ -115,7 +129,7 @@ def train(
     return report
 
 
-def _open_run(run: Path, config: TrainConfig, overwrite: bool) -> bool:
+def _open_run(run: Path, config: TrainConfig, zoo: Zoo, overwrite: bool) -> bool:
     """Make the directory or continue in it; returns whether the run is complete already."""
     found = _found_config(run)
     if found is not None and (overwrite or found != config):
@@ -125,6 +139,8 @@ def _open_run(run: Path, config: TrainConfig, overwrite: bool) -> bool:
                 "choose another name or pass --overwrite"
             )
         shutil.rmtree(run)
+    elif found is not None:
+        check_zoo(run, zoo)
     complete = (run / DESCRIPTION).is_file() and (run / "report.json").is_file()
     if not complete:
         try:
@@ -132,6 +148,7 @@ def _open_run(run: Path, config: TrainConfig, overwrite: bool) -> bool:
         except OSError as error:
             raise OutputError(f"output: {run} cannot be written ({error.strerror})") from None
         save_config(config, run / "config.yaml")
+        save_digest(run, zoo)
     return complete
 
 
@@ -170,19 +187,20 @@ def _fit_once(job: _Job) -> list[dict[str, float]]:
     if network.normalisation is not None:
         weights = network.normalisation(weights)
     assert isinstance(network.model, FittedOnce)
-    network.model.fit_once(weights, job.task.fit_targets(targets))
+    network.model.fit_once(weights, targets)
     return []
 
 
 def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
-    from weightspace.tasks._module import MetanetworkModule
+    from weightspace.tasks._module import EpochOrder, MetanetworkModule
 
-    module = MetanetworkModule(job.network, job.task, job.config, job.training)
-    batch, order = job.config.batch_size, torch.Generator().manual_seed(job.config.seed)
+    module = MetanetworkModule(job.network, job.task, job.config, job.training, job.run)
+    batch = job.config.batch_size
+    order = EpochOrder(job.training, job.config.seed)
     # a last batch of one network would break BatchNorm
-    drop_last = len(job.training) > batch
+    drop_last = len(job.training) % batch == 1
     loaders = (
-        DataLoader(job.training, batch, shuffle=True, generator=order, drop_last=drop_last),
+        DataLoader(job.training, batch, sampler=order, drop_last=drop_last),
         DataLoader(job.validation, 256),
     )
     with _quiet_lightning():
@@ -211,7 +229,7 @@ def _checkpoint(run: Path) -> Path | None:
 def _trainer(job: _Job) -> tuple[Any, Any]:
     import lightning as L
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from lightning.pytorch.loggers import TensorBoardLogger
 
     from weightspace.tasks._module import Progress
 
@@ -234,10 +252,8 @@ def _trainer(job: _Job) -> tuple[Any, Any]:
         devices=1,
         max_epochs=config.epochs,
         callbacks=callbacks,
-        logger=[
-            CSVLogger(job.run, name="", version="", flush_logs_every_n_steps=1),
-            TensorBoardLogger(job.run, name="", version="tensorboard"),
-        ],
+        logger=TensorBoardLogger(job.run, name="", version="tensorboard"),
+        use_distributed_sampler=False,
         log_every_n_steps=10**9,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -260,7 +276,6 @@ def _quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\..*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=r".*Experiment logs directory.*")
         warnings.filterwarnings("ignore", message=r".*exists and is not empty.*")
         try:
             yield
@@ -288,6 +303,7 @@ def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> Train
         best_epoch=best + 1 if history else 0,
         metrics=scores,
         seconds=seconds,
+        skipped=job.training.skipped + job.validation.skipped,
     )
     if history:
         draw_learning_curve(

@@ -1,12 +1,17 @@
 """The zoo: populations of networks in one HDF5 file, and single checkpoints in and out."""
 
 from weightspace.zoo._architectures import spec_of
-from weightspace.zoo._checkpoints import Network, load_network, load_networks, save_network
+from weightspace.zoo._checkpoints import (
+    Network,
+    check_checkpoint_output,
+    load_network,
+    load_networks,
+    save_network,
+)
 from weightspace.zoo._files import (
     FORMAT_VERSION,
     atomic_path,
     canonical_json,
-    check_output,
     content_digest,
     join_zoos,
     verify_digest,
@@ -23,7 +28,7 @@ __all__ = [
     "Zoo",
     "atomic_path",
     "canonical_json",
-    "check_output",
+    "check_checkpoint_output",
     "content_digest",
     "draw_zoo",
     "join_zoos",

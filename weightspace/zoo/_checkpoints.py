@@ -18,7 +18,7 @@ from weightspace.errors import CheckpointError, SpecError, ZooError
 from weightspace.nets import build
 from weightspace.spec import Weights, WeightSpec
 from weightspace.zoo._architectures import spec_of
-from weightspace.zoo._files import atomic_path, canonical_json
+from weightspace.zoo._files import atomic_path, canonical_json, check_output
 from weightspace.zoo._zoo import Zoo
 
 _ROW = re.compile(r"^(?P<path>.+?)(?:::(?P<population>[^\[\]]+)?)?\[(?P<row>-?\d+)\]$")
@@ -112,6 +112,13 @@ def load_networks(
     return specs[0], networks
 
 
+def check_checkpoint_output(path: Path, *, overwrite: bool) -> None:
+    """Raise now what :func:`save_network` would raise after the work."""
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"output: expected a name that ends in .safetensors, found {path}")
+    check_output(path, overwrite=overwrite)
+
+
 def save_network(
     path: str | Path,
     weights: Mapping[str, Tensor],
@@ -126,8 +133,7 @@ def save_network(
         CheckpointError: ``path`` does not end in .safetensors.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"output: expected a name that ends in .safetensors, found {path}")
+    check_checkpoint_output(path, overwrite=overwrite)
     with atomic_path(path, overwrite=overwrite) as temporary:
         metadata = {"architecture": canonical_json(architecture)} if architecture else None
         save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, temporary, metadata)

@@ -368,11 +368,12 @@ def check_population(where: str, population: Population) -> None:
         _expect(f"{where}/{name}", getattr(population, name), expected[:1], np.dtype(dtype).__eq__)
     for name, dtype in PER_NETWORK.items():
         _expect(f"{where}/{name}", getattr(population, name), (networks,), np.dtype(dtype).__eq__)
+    fits = {table: _is_float if table == "metrics" else _is_number for table in TABLES}
     for table in TABLES:
         length = expected[0] if table == "metrics" else networks
         for name, values in getattr(population, table).items():
             _check_name(f"{where}/{table}", name)
-            _expect(f"{where}/{table}/{name}", values, (length,), lambda dtype: dtype.kind in "iuf")
+            _expect(f"{where}/{table}/{name}", values, (length,), fits[table])
     _expect_range(f"{where}/network", population.network, networks)
     _expect_range(f"{where}/split", population.split, len(SPLITS))
 
@@ -380,6 +381,14 @@ def check_population(where: str, population: Population) -> None:
 def _check_name(where: str, name: str) -> None:
     if not name or name == "." or "/" in name:
         raise ZooError(f"{where}: a name should be neither empty nor '.' nor hold a '/', found {name!r}")
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    return dtype == np.float32
+
+
+def _is_number(dtype: np.dtype) -> bool:
+    return dtype in (np.int64, np.float32)
 
 
 def _expect(where: str, array: np.ndarray, shape: Sequence[int], fits: Callable[[np.dtype], bool]) -> None:

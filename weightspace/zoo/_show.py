@@ -63,7 +63,8 @@ def draw_zoo(
         raise ZooError(
             f"zoo {zoo.path or ''}: expected images (items, height, width), found {source.items.shape}"
         )
-    candidates = np.flatnonzero(chosen.view[chosen.network] == 0)  # one network per item: more to see
+    # one network per item: more to see
+    candidates = np.unique(chosen.source[chosen.network], return_index=True)[1]
     rows = np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
     figure = _figure(chosen, source, rows)
     with atomic_path(Path(path), overwrite=overwrite) as temporary:
@@ -111,7 +112,7 @@ def _draw_psnr(part, psnr):  # type: ignore[no-untyped-def]
     finite = psnr[np.isfinite(psnr)]
     axes.hist(finite, bins=60, color="tab:blue")
     axes.set(xlabel="PSNR in dB", ylabel="networks")
-    diverged = len(psnr) - len(finite)
+    diverged = int(np.isnan(psnr).sum())
     axes.set_title(
         f"{len(psnr):,} networks, median {np.median(finite) if len(finite) else float('nan'):.1f} dB"
         + (f", {diverged} diverged" if diverged else ""),

@@ -13,6 +13,7 @@ from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig
 from weightspace.errors import DataError
 
 _PARTS = {"train": 0, "t10k": 2}  # prefix of the files -> split
+_WANTED = ", ".join(f"{part}-{kind}-ubyte" for part in _PARTS for kind in ("images-idx3", "labels-idx1"))
 _UNSIGNED_BYTE = 0x08
 
 
@@ -30,7 +31,8 @@ class Idx(SourceConfig):
         Raises:
             DataError: a file is missing, truncated or malformed.
         """
-        parts = {part: self._part(data_root, part) for part in _PARTS}
+        folder = self._folder(data_root)
+        parts = {part: self._part(folder, part) for part in _PARTS}
         shapes = {images.shape[1:] for images, _ in parts.values()}
         if len(shapes) > 1:
             raise DataError(
@@ -44,9 +46,9 @@ class Idx(SourceConfig):
             ),
         )
 
-    def _part(self, data_root: Path | None, part: str) -> tuple[np.ndarray, np.ndarray]:
-        images_path = self._find(data_root, f"{part}-images-idx3-ubyte")
-        labels_path = self._find(data_root, f"{part}-labels-idx1-ubyte")
+    def _part(self, folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+        images_path = self._find(folder, f"{part}-images-idx3-ubyte")
+        labels_path = self._find(folder, f"{part}-labels-idx1-ubyte")
         images, labels = read_idx(images_path), read_idx(labels_path)
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
@@ -55,19 +57,22 @@ class Idx(SourceConfig):
             )
         return images, labels
 
-    def _find(self, data_root: Path | None, name: str) -> Path:
-        wanted = ", ".join(f"{p}-{kind}-ubyte" for p in _PARTS for kind in ("images-idx3", "labels-idx1"))
+    def _folder(self, data_root: Path | None) -> Path:
+        """One folder for all four files, so that no two data sets are mixed."""
         if data_root is None:
             raise DataError(
-                f"source {self.folder}: pass --data-root DIR with the files {wanted} (or .gz) in DIR/{self.folder}"
+                f"source {self.folder}: pass --data-root DIR with the files {_WANTED} (or .gz) in DIR/{self.folder}"
             )
-        for folder in (data_root / self.folder, data_root):
-            for candidate in (folder / name, folder / f"{name}.gz"):
-                if candidate.is_file():
-                    return candidate
+        inner = data_root / self.folder
+        return inner if inner.is_dir() else data_root
+
+    def _find(self, folder: Path, name: str) -> Path:
+        for candidate in (folder / name, folder / f"{name}.gz"):
+            if candidate.is_file():
+                return candidate
         raise DataError(
-            f"source {self.folder}: {name} (or .gz) not found in {data_root / self.folder} or {data_root}; "
-            f"the files wanted there are {wanted}"
+            f"source {self.folder}: {name} (or .gz) not found in {folder}; expected the files {_WANTED} in a "
+            f"folder {self.folder} of --data-root, or in --data-root itself"
         )
 
 
