@@ -22,7 +22,7 @@ from weightspace.tasks import evaluate, train, train_config
 from weightspace.zoo import Zoo
 
 MODELS = ("mlp", "statistics", "dws", "probe")
-PATHS = {"--data-root": "DIR", "--zoo": "ZOO.h5", "--runs": "RUNS"}
+PATHS = {"--data-root": "DIR", "--zoo": "ZOO.h5", "--runs": "RUNS", "-o": "OUTDIR"}
 COLUMNS = {
     "model": "{model}",
     "test accuracy": "{accuracy:.1%}",
@@ -82,9 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.runs.mkdir(parents=True, exist_ok=True)
     zoo = Zoo.open(arguments.zoo)["inr"]
     setting = {
-        "command": _report.command_line(
-            "classification.py", argv, {"--data-root": "DIR", "--zoo": "ZOO.h5", "--runs": "RUNS"}
-        ),
+        "command": _report.command_line("classification.py", argv, PATHS),
         "zoo": f"{arguments.recipe}, {made.networks:,} networks, {made.digest}",
         "splits": ", ".join(f"{split} {len(zoo.rows_of(split)):,}" for split in ("train", "val", "test")),
         **_report.environment("torch", "scikit-learn", "lightning"),

@@ -281,7 +281,9 @@ def test_mistakes_in_train_are_one_line(refuse, zoo, trained, tmp_path):
     assert "task: expected one of" in refuse(*train, "--task", "dance")
     assert "population: expected one of inr" in refuse(*train, "--population", "cnn")
     assert "device: expected auto, cpu or cuda" in refuse(*train, "--device", "tpu")
-    assert "is not a run of this configuration" in refuse("train", zoo, "-o", trained, *FIT, "--seed", 5)
+    assert "holds a run of another configuration (seed: 0 there, 5 now)" in refuse(
+        "train", zoo, "-o", trained, *FIT, "--seed", 5
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -300,7 +302,7 @@ def test_mistakes_in_evaluate_are_one_line(refuse, trained, zoo, tmp_path):
     nets = [MLP((2, 3, 1)) for _ in range(10)]
     small = Zoo.from_state_dicts([n.state_dict() for n in nets], module=nets[0], labels={"label": [0, 1] * 5})
     path = small.save(tmp_path / "small.h5")
-    assert "trained on 105-parameter networks" in refuse("evaluate", trained, path)
+    assert "trained on networks of 105 parameters" in refuse("evaluate", trained, path)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())

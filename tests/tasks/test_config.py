@@ -11,7 +11,7 @@ from weightspace.tasks import TASKS, Classification, TrainConfig, load_config, t
 
 def test_defaults_come_from_the_model():
     config = train_config({"zoo": "a.h5", "model": "dws", "epochs": None})
-    assert (config.learning_rate, config.augment, config.epochs) == (3e-3, "sign, noise(0.05)", 30)
+    assert (config.learning_rate, config.augment, config.epochs) == (3e-3, "sign, noise(0.05)", 20)
     assert config.options["hidden"] == 32
     plain = train_config({"zoo": "a.h5", "model": "mlp"})
     assert (plain.learning_rate, plain.augment) == (1e-3, "")

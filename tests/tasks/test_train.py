@@ -24,7 +24,7 @@ SMALL = {
     "statistics": {"model.iterations": 3},
     "probe": {"model.probes": 8, "model.hidden": [16]},
 }
-FILES = {"config.yaml", "model.json", "model.safetensors", "report.json"}
+FILES = {"config.yaml", "model.json", "model.safetensors", "report.json", "zoo.json"}
 CURVES = {"metrics.csv", "learning_curve.png", "checkpoints", "tensorboard"}
 
 
@@ -130,7 +130,7 @@ def test_a_run_of_another_configuration_is_refused(zoo, tmp_path):
     fit(config_of(zoo), run)
     before = contents(run)
     with pytest.raises(
-        OutputError, match="run exists already and is not a run of this configuration; choose"
+        OutputError, match=r"run holds a run of another configuration \(seed: 0 there, 1 now\); choose"
     ):
         fit(config_of(zoo, seed=1), run)
     assert contents(run) == before
@@ -142,11 +142,13 @@ def test_a_strangers_folder_is_left_alone(zoo, tmp_path):
     run = tmp_path / "thesis"
     run.mkdir()
     (run / "chapter.txt").write_text("precious")
-    with pytest.raises(OutputError, match="exists already and is not a run of this configuration"):
-        fit(config_of(zoo), run)
-    with pytest.raises(OutputError, match="thesis exists and is not a run directory; it is left alone"):
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="thesis exists already and is not a run directory"):
+            fit(config_of(zoo), run, overwrite=overwrite)
+    (run / "config.yaml").write_text("title: thesis")
+    with pytest.raises(OutputError, match="thesis exists already and is not a run directory"):
         fit(config_of(zoo), run, overwrite=True)
-    assert contents(run) == {run / "chapter.txt": b"precious"}
+    assert (run / "chapter.txt").read_text() == "precious"
     with pytest.raises(OutputError, match="is not a run"):
         fit(config_of(zoo), run / "chapter.txt")
     with pytest.raises(OutputError, match="cannot be written"):
@@ -256,7 +258,7 @@ def test_a_class_that_training_did_not_know_is_refused(zoo, tmp_path, trained_ru
     inr = Zoo.open(zoo)["inr"]
     odd = replace(inr, labels={"label": np.where(inr.split == 2, 7, inr.labels["label"])})
     path = Zoo({"inr": odd}).save(tmp_path / "odd.h5")
-    with pytest.raises(TaskError, match=r"of split 'test' should be below 3, .* found 7"):
+    with pytest.raises(TaskError, match=r"of split 'test' should be in 0 \.\. 2, .* found 7"):
         evaluate(trained_run(tmp_path), path, device="cpu")
 
 
@@ -279,9 +281,7 @@ def test_another_weight_space_is_refused(zoo, tmp_path):
     nets = [MLP((2, 5, 1)) for _ in range(10)]
     other = Zoo.from_state_dicts([n.state_dict() for n in nets], module=nets[0], labels={"label": [0, 1] * 5})
     path = Zoo({"inr": other["mlp"]}).save(tmp_path / "other.h5")
-    with pytest.raises(
-        RunError, match=r"trained on 105-parameter networks, but .* differs \(21 parameters\)"
-    ):
+    with pytest.raises(RunError, match=r"trained on networks of 105 parameters, but those of .* have 21"):
         evaluate(run, path, device="cpu")
     assert evaluate(run, zoo, split="train", device="cpu").networks == 24
 
@@ -323,3 +323,49 @@ def test_a_damaged_report_is_one_sentence(zoo, tmp_path, trained_run):
     (run / "report.json").write_text("{")
     with pytest.raises(RunError, match=r"report\.json"):
         fit(config_of(zoo, epochs=1), run)
+
+
+def test_a_zoo_that_changed_under_a_run_is_noticed(tmp_path):
+    """Its splits may be others: what was trained on would count as unseen."""
+    path, run = tmp_path / "zoo.h5", tmp_path / "run"
+    tiny_zoo(networks=40).save(path)
+    fit(config_of(path), run)
+    tiny_zoo(networks=40, seed=1).save(path, overwrite=True)
+    with pytest.raises(RunError, match="has changed since training began"):
+        fit(config_of(path), run)
+    with pytest.raises(RunError, match="has changed since training began"):
+        evaluate(run, device="cpu")
+    assert evaluate(run, path, device="cpu").networks == 8, "naming a zoo says that it is meant"
+
+
+def test_a_probe_refuses_networks_that_compute_otherwise(zoo, tmp_path):
+    """Weights of one shape, but with another output offset: the spec is the same, the function is not."""
+    inr = Zoo.open(zoo)["inr"]
+    arguments = {**inr.architecture["arguments"], "output_offset": 0.0}
+    other = replace(inr, architecture={**inr.architecture, "arguments": arguments})
+    path = Zoo({"inr": other}).save(tmp_path / "other.h5")
+    for model, refused in (("probe", True), ("mlp", False)):
+        values = {"zoo": str(zoo), "model": model, "epochs": 1, "batch_size": 8}
+        run = tmp_path / model
+        train(train_config(values, {"model.hidden": [8]}), run, device="cpu", progress=False)
+        if refused:
+            with pytest.raises(RunError, match=r"runs networks of architecture .*0\.5.* are .*0\.0"):
+                evaluate(run, path, device="cpu")
+        else:
+            assert evaluate(run, path, device="cpu").networks == 8
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_any_number_of_steps_has_a_schedule(zoo, tmp_path, steps):
+    config = config_of(zoo, epochs=steps, batch_size=64)
+    assert fit(config, tmp_path / "run").epochs == steps
+
+
+def test_one_diverged_network_does_not_spoil_training(tmp_path):
+    zoo = tiny_zoo(networks=40)
+    weights = zoo["inr"].weights.copy()
+    weights[np.flatnonzero(zoo["inr"].split == 0)[0], 0] = np.nan
+    path = Zoo({"inr": replace(zoo["inr"], weights=weights)}).save(tmp_path / "zoo.h5")
+    report = fit(config_of(path), tmp_path / "run")
+    assert report.skipped == 1
+    assert np.isfinite(report.metrics["loss"])
