@@ -26,7 +26,7 @@ seeds = st.integers(0, 2**31)
 
 
 def convolutional_spec():
-    """What MLPs lack: kernels, a residual stream, two cells in one tensor, a statistic, a constant."""
+    """What MLPs lack: kernels, a residual stream, two cells in one tensor, two statistics."""
     stream, hidden = 5, 4
     rows = Cell((Dim(0, stream, hidden, "hidden"), Dim(1, 1, stream, "stream")))
     fixed = Cell((Dim(0, stream, 2), Dim(1, 1, stream, "stream")), hidden * stream)
@@ -36,7 +36,7 @@ def convolutional_spec():
         "mean": TensorSpec.dense((hidden,), ["hidden"], kind="statistic"),
         "leave": TensorSpec.dense((stream, hidden, 3, 3), ["stream", "hidden", None, None]),
         "heads": TensorSpec((hidden + 2, stream), (rows, fixed)),
-        "scale": TensorSpec.dense((2,), [None], kind="constant"),
+        "scale": TensorSpec.dense((2,), [None], kind="statistic"),
     }
     return WeightSpec(
         Frozen({"stream": Group("stream", stream), "hidden": Group("hidden", hidden)}), Frozen(tensors)
@@ -390,7 +390,7 @@ def twice_signed_spec():
         (repeated_spec(), r"'state' is repeated in a cell of tensor 'recurrent': not yet supported"),
         (twice_signed_spec(), r"'g' has the sign scalings s, t: more than one is not yet supported"),
         (
-            WeightSpec(Frozen(), Frozen({"w": TensorSpec.dense((3,), [None], kind="constant")})),
+            WeightSpec(Frozen(), Frozen({"w": TensorSpec.dense((3,), [None], kind="statistic")})),
             "no parameters to match",
         ),
     ],

@@ -85,8 +85,7 @@ def test_gradients_reach_every_network():
 
 
 CONSTANT = WeightSpec(
-    Frozen(),
-    Frozen({"w": TensorSpec.dense((2,), [None]), "grid": TensorSpec.dense((2,), [None], kind="constant")}),
+    Frozen(), Frozen({"w": TensorSpec.dense((2,), [None])}), constants=Frozen({"grid": (2,)})
 )
 
 

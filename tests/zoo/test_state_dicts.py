@@ -67,7 +67,7 @@ def test_a_state_dict_that_does_not_fit_is_named_by_its_index():
     states = [dict(net.state_dict()) for net in nets]
     cases = [
         ({"layers.0.bias": None}, r"state_dicts\[2\]: weights: tensor 'layers.0.bias' is missing"),
-        ({"head.bias": torch.zeros(1)}, r"state_dicts\[2\]: tensor 'head.bias' is not in the spec"),
+        ({"head.bias": torch.zeros(1)}, r"state_dicts\[2\]: weights: unknown tensor 'head.bias'"),
         (
             {"layers.1.weight": torch.zeros(1, 5)},
             r"state_dicts\[2\]: weights: 'layers.1.weight' should end in shape \[1, 4\], found \[1, 5\]",

@@ -60,7 +60,7 @@ def average(
     merged = {}
     for name in networks[0]:
         tensors = [network[name] for network in networks]
-        constant = spec is not None and spec.tensors[name].kind == "constant"
+        constant = spec is not None and name in spec.constants and tensors[0].is_floating_point()
         merged[name] = _same(name, tensors) if constant else _combine(tensors, coefficients)
     return merged
 

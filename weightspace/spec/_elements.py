@@ -114,7 +114,7 @@ def act(spec: WeightSpec, element: Element, weights: Mapping[str, Tensor]) -> We
         spec: the weight space.
         element: permutations per group and values per scaling, missing names act as identity; its batch axes
             broadcast against those of the weights.
-        weights: tensors of the spec, all or some.
+        weights: tensors of the spec, all or some; constants come back unchanged.
 
     Returns:
         New tensors; nothing is changed in place.
@@ -137,13 +137,23 @@ def act(spec: WeightSpec, element: Element, weights: Mapping[str, Tensor]) -> We
         raise SpecError(
             f"element: batch shape {list(element_batch)} does not broadcast against the weights' {list(batch)}"
         ) from None
-    moved = {name: _permute(spec.tensors[name], element, w, batch, joint) for name, w in weights.items()}
+    primary = {name: spec.primary(name) for name in weights}
+    moved = {
+        name: _permute(spec.tensors[first], element, weights[name], batch, joint)
+        for name, first in primary.items()
+        if first is not None
+    }
     # signs before phases: the shift that a phase adds is not itself flipped
     for kind in ("positive", "sign", "phase"):
         for name, scaling in spec.scalings.items():
             if scaling.kind == kind and name in element:
                 _scale(spec, scaling, element[name], moved)
-    return {name: flat.view((*joint, *spec.tensors[name].shape)) for name, flat in moved.items()}
+    return {
+        name: moved[name].view((*joint, *spec.shape_of(name)))
+        if name in moved
+        else w.expand(*joint, *spec.shape_of(name)).clone()
+        for name, w in weights.items()
+    }
 
 
 def check_element(spec: WeightSpec, element: Element) -> tuple[int, ...]:
@@ -314,14 +324,17 @@ def cell_view(flat: Tensor, cell: Cell) -> Tensor:
 def _scale(spec: WeightSpec, scaling: Scaling, values: Tensor, moved: dict[str, Tensor]) -> None:
     """Multiply, and for a phase shift, the flattened tensors in place; they are ours alone."""
     for place in scaling.exponents:
-        if place.tensor in moved:
-            flat = moved[place.tensor]
+        for flat in _stored(spec, place.tensor, moved):
             factor = _factor(scaling, values.to(flat), place.power)
             _apply(spec, place, flat, factor, Tensor.mul_)
     for place in scaling.shifts:
-        if place.tensor in moved:
-            flat = moved[place.tensor]
+        for flat in _stored(spec, place.tensor, moved):
             _apply(spec, place, flat, values.to(flat) * (scaling.shift * place.power), Tensor.add_)
+
+
+def _stored(spec: WeightSpec, tensor: str, moved: Mapping[str, Tensor]) -> list[Tensor]:
+    """What ``moved`` holds of a tensor, under its own name and under those it is tied to."""
+    return [moved[name] for name in (tensor, *spec.tensors[tensor].aliases) if name in moved]
 
 
 def _apply(

@@ -29,7 +29,7 @@ Weights = dict[str, Tensor]
 Element = dict[str, Tensor]
 """A group element: a permutation per group name and a value per scaling name; a missing name acts as identity."""
 
-TensorKind = Literal["parameter", "statistic", "constant"]
+TensorKind = Literal["parameter", "statistic"]
 ScalingKind = Literal["positive", "sign", "phase"]
 Symmetry = Literal["permutation", "positive", "sign", "phase"]
 SYMMETRIES: tuple[Symmetry, ...] = get_args(Symmetry)
@@ -129,8 +129,8 @@ class TensorSpec:
     Args:
         shape: as in the ``state_dict``.
         cells: disjoint, and together the whole tensor.
-        kind: ``"parameter"``; ``"statistic"`` for what moves with its group though it is not trained
-            (BatchNorm's running mean); ``"constant"`` for buffers that never move.
+        kind: ``"parameter"``, or ``"statistic"`` for what moves with its group though it is not trained
+            (BatchNorm's running mean).
         aliases: other names under which the same tensor is stored (tied weights).
     """
 
@@ -199,14 +199,33 @@ class Scaling:
     shift: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How a spec was found, for whoever reads it; no part of what it says.
+
+    Args:
+        inputs: the example inputs of each traced call, as text: ``"float32[2, 3, 32, 32]"``.
+        pinned: per tensor, a text per axis: why units on it cannot be permuted, ``""`` where they can.
+        verified_change: worst relative change of the output that was measured; None if it was not.
+    """
+
+    inputs: tuple[str, ...] = ()
+    pinned: Frozen[tuple[str, ...]] = field(default_factory=Frozen)
+    verified_change: float | None = None
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class WeightSpec:
     """What a weight space is: which axes of which tensors move together, and how they scale.
 
     Args:
         groups: the groups of units, in the order of the forward pass.
-        tensors: every tensor under its ``state_dict`` name, in the order in which they are flattened.
+        tensors: every tensor that is trained or estimated, under its ``state_dict`` name, in the order in which
+            they are flattened.
         scalings: continuous, sign and phase symmetries.
+        constants: shapes of the other tensors of the ``state_dict``, which never move (position indices, counts
+            of batches); they are no part of a flattened network.
+        provenance: how the spec was found; ignored when specs are compared.
 
     Raises:
         SpecError: the parts contradict each other (unknown group, wrong size, overlapping cells, ...).
@@ -225,6 +244,8 @@ class WeightSpec:
     groups: Frozen[Group]
     tensors: Frozen[TensorSpec]
     scalings: Frozen[Scaling] = field(default_factory=Frozen)
+    constants: Frozen[tuple[int, ...]] = field(default_factory=Frozen)
+    provenance: Provenance = field(default_factory=Provenance, compare=False)
 
     def __post_init__(self) -> None:
         from weightspace.spec._validate import validate
@@ -237,6 +258,8 @@ class WeightSpec:
         groups: Iterable[Group],
         tensors: Mapping[str, TensorSpec],
         scalings: Iterable[Scaling] = (),
+        constants: Mapping[str, Sequence[int]] | None = None,
+        provenance: Provenance | None = None,
     ) -> WeightSpec:
         """A spec from plain lists and a dict, in the order of the forward pass.
 
@@ -247,7 +270,14 @@ class WeightSpec:
               channels: 8 units
               norm.weight [channels]
         """
-        return cls(Frozen(_by_name(groups)), Frozen(dict(tensors)), Frozen(_by_name(scalings)))
+        fixed = Frozen({name: tuple(shape) for name, shape in (constants or {}).items()})
+        return cls(
+            Frozen(_by_name(groups)),
+            Frozen(dict(tensors)),
+            Frozen(_by_name(scalings)),
+            fixed,
+            provenance or Provenance(),
+        )
 
     @classmethod
     def mlp(
@@ -262,6 +292,33 @@ class WeightSpec:
         from weightspace.spec._builders import mlp_spec
 
         return mlp_spec(widths, activation=activation, w0=w0, layers=layers, bias=bias)
+
+    def primary(self, name: str) -> str | None:
+        """The tensor that is stored under ``name``, which may be an alias of a tied one; None for constants.
+
+        Raises:
+            SpecError: the spec has no such tensor.
+        """
+        if name in self.tensors:
+            return name
+        if name in self.constants:
+            return None
+        tied = (first for first, tensor in self.tensors.items() if name in tensor.aliases)
+        found = next(tied, None)
+        if found is None:
+            known = [*self.tensors, *self.constants]
+            listed = ", ".join(known[:8]) + (f", ... ({len(known)} in all)" if len(known) > 8 else "")
+            raise SpecError(f"weights: unknown tensor {name!r}; expected {listed}")
+        return found
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of one network's tensor of that name.
+
+        Raises:
+            SpecError: the spec has no such tensor.
+        """
+        found = self.primary(name)
+        return self.constants[name] if found is None else self.tensors[found].shape
 
     @property
     def num_parameters(self) -> int:
@@ -313,9 +370,7 @@ class WeightSpec:
         """
         batch: tuple[int, ...] | None = None
         for name, tensor in weights.items():
-            if name not in self.tensors:
-                raise SpecError(f"weights: unknown tensor {name!r}; expected {', '.join(self.tensors)}")
-            shape = self.tensors[name].shape
+            shape = self.shape_of(name)
             split = tensor.ndim - len(shape)
             found = tuple(tensor.shape)
             if split < 0 or found[split:] != shape:
@@ -377,11 +432,19 @@ class WeightSpec:
 
     def to_json(self) -> str:
         """One line of JSON from which :meth:`from_json` builds an equal spec."""
-        document = {
+        document: dict[str, Any] = {
             "groups": [asdict(group) for group in self.groups.values()],
             "tensors": {name: asdict(tensor) for name, tensor in self.tensors.items()},
             "scalings": [asdict(scaling) for scaling in self.scalings.values()],
         }
+        if self.constants:
+            document["constants"] = dict(self.constants)
+        if self.provenance != Provenance():
+            document["provenance"] = {
+                "inputs": self.provenance.inputs,
+                "pinned": dict(self.provenance.pinned),
+                "verified_change": self.provenance.verified_change,
+            }
         return json.dumps(document, separators=(",", ":"))
 
     @classmethod
@@ -396,11 +459,13 @@ class WeightSpec:
             groups = [Group(**{**group, "within": tuple(group["within"])}) for group in document["groups"]]
             tensors = {name: _tensor_from(entry) for name, entry in document["tensors"].items()}
             scalings = [_scaling_from(entry) for entry in document["scalings"]]
+            constants = document.get("constants", {})
+            provenance = _provenance_from(document.get("provenance", {}))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(
                 f"spec: not a weight-space description ({type(error).__name__}: {error})"
             ) from None
-        return cls.build(groups, tensors, scalings)
+        return cls.build(groups, tensors, scalings, constants, provenance)
 
     def __repr__(self) -> str:
         lines = [f"WeightSpec: {len(self.tensors)} tensors, {self.num_parameters:,} parameters"]
@@ -442,6 +507,11 @@ def _tensor_from(entry: dict[str, Any]) -> TensorSpec:
 def _scaling_from(entry: dict[str, Any]) -> Scaling:
     places = {key: tuple(Exponent(**place) for place in entry[key]) for key in ("exponents", "shifts")}
     return Scaling(entry["name"], entry["group"], entry["kind"], shift=entry["shift"], **places)
+
+
+def _provenance_from(entry: dict[str, Any]) -> Provenance:
+    pinned = Frozen({name: tuple(reasons) for name, reasons in entry.get("pinned", {}).items()})
+    return Provenance(tuple(entry.get("inputs", ())), pinned, entry.get("verified_change"))
 
 
 def cell_index(cell: Cell) -> np.ndarray:

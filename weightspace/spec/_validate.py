@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -18,8 +19,16 @@ def validate(spec: WeightSpec) -> None:
         for cell in tensor.cells:
             _check_cell(spec, name, cell)
         _check_partition(name, tensor)
+    _check_names(spec)
     for name, scaling in spec.scalings.items():
         _check_scaling(spec, name, scaling)
+
+
+def _check_names(spec: WeightSpec) -> None:
+    names = [*spec.tensors, *spec.constants, *chain(*(tensor.aliases for tensor in spec.tensors.values()))]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SpecError(f"tensor {twice[0]!r}: named twice among tensors, aliases and constants")
 
 
 def _check_groups(spec: WeightSpec) -> None:
