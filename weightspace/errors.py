@@ -15,6 +15,7 @@ __all__ = [
     "RecipeError",
     "RunError",
     "SpecError",
+    "SpecWarning",
     "TaskError",
     "WeightspaceError",
     "ZooError",
@@ -27,6 +28,10 @@ class WeightspaceError(Exception):
 
 class SpecError(WeightspaceError, ValueError):
     """A weight-space description that contradicts itself, or weights that do not fit it."""
+
+
+class SpecWarning(UserWarning):
+    """A spec that may be smaller than it could be, never wrong."""
 
 
 class ConfigError(WeightspaceError, ValueError):

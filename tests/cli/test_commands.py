@@ -18,7 +18,7 @@ from weightspace.nets import MLP, build, coordinate_grid
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import Zoo, load_network, verify_digest
 
-COMMANDS = ("recipes", "generate", "info", "show", "train", "evaluate", "align", "merge")
+COMMANDS = ("recipes", "generate", "info", "show", "train", "evaluate", "spec", "align", "merge")
 SMALL = ["--set", "source.size=8", "--set", "network.hidden=[8]", "--set", "protocol.steps=5"]
 FIT = ["--model", "mlp", "--set", "model.hidden=[8]", "--epochs", "1", "--device", "cpu", "--quiet"]
 WIDE = '{"kind": "mlp", "arguments": {"widths": [2, 8, 8, 1], "output_offset": 0.5}}'
@@ -34,49 +34,6 @@ def trained(zoo, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
     assert run(["train", str(zoo), "-o", str(path), *FIT]) == 0
     return path
-
-
-@pytest.fixture
-def call(capfd):
-    """Run the command in this process; everything on the two streams, from libraries as well."""
-
-    def one(*arguments):
-        capfd.readouterr()
-        code = run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return one
-
-
-@pytest.fixture
-def refuse(call):
-    """The message of a command that the user can mend: exit code 2 and one line."""
-
-    def one(*arguments):
-        code, out, err = call(*arguments)
-        assert code == 2, err
-        assert out == ""
-        assert "Traceback" not in err
-        assert err.count("\n") == 1, err
-        assert err.startswith("weightspace: ")
-        return err.removeprefix("weightspace: ").rstrip("\n")
-
-    return one
-
-
-@pytest.fixture
-def document(call):
-    """The one JSON object that a command prints."""
-
-    def one(*arguments):
-        code, out, err = call(*arguments, "--json")
-        assert code == 0, err
-        assert out.count("\n") == 1
-        found = json.loads(out)
-        assert isinstance(found, dict)
-        return found
-
-    return one
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -30,8 +30,10 @@ Architecture = Annotated[
 ]
 
 
-def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str] | None, option: str = "--set") -> dict[str, Any]:
     """``["a.b=1", "c=x"]`` to ``{"a.b": 1, "c": "x"}``; values are read as YAML.
+
+    ``option`` is what a message calls them.
 
     Raises:
         ConfigError: an entry without ``=``, or a value that is not YAML.
@@ -40,11 +42,11 @@ def parse_settings(settings: Sequence[str] | None) -> dict[str, Any]:
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set: expected KEY=VALUE, found {setting!r}")
+            raise ConfigError(f"{option}: expected KEY=VALUE, found {setting!r}")
         try:
             parsed[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {key}: not a valid value: {value!r}") from None
+            raise ConfigError(f"{option} {key}: not a valid value: {value!r}") from None
     return parsed
 
 

@@ -1,6 +1,9 @@
 """What a weight space is: groups, cells, scalings, and the group that acts on weights."""
 
 from weightspace.spec._builders import mlp_spec
+from weightspace.spec._canonical import canonicalize
+from weightspace.spec._describe import describe
+from weightspace.spec._draw import FIGURE_FORMATS, draw
 from weightspace.spec._elements import (
     act,
     cell_view,
@@ -11,6 +14,7 @@ from weightspace.spec._elements import (
     random_element,
     source_index,
 )
+from weightspace.spec._graphviz import to_graphviz
 from weightspace.spec._types import (
     SYMMETRIES,
     Cell,
@@ -27,8 +31,10 @@ from weightspace.spec._types import (
     WeightSpec,
 )
 from weightspace.spec._verify import VerifyReport, output_change, verify
+from weightspace.spec.tracing import NodeChange, check_operators, rule, trace
 
 __all__ = [
+    "FIGURE_FORMATS",
     "SYMMETRIES",
     "Cell",
     "Dim",
@@ -36,6 +42,7 @@ __all__ = [
     "Exponent",
     "Frozen",
     "Group",
+    "NodeChange",
     "Provenance",
     "Scaling",
     "Symmetry",
@@ -44,14 +51,21 @@ __all__ = [
     "WeightSpec",
     "Weights",
     "act",
+    "canonicalize",
     "cell_view",
     "check_element",
+    "check_operators",
     "compose",
+    "describe",
+    "draw",
     "identity",
     "invert",
     "mlp_spec",
     "output_change",
     "random_element",
+    "rule",
     "source_index",
+    "trace",
+    "to_graphviz",
     "verify",
 ]

@@ -280,6 +280,21 @@ class WeightSpec:
         )
 
     @classmethod
+    def trace(
+        cls,
+        module: torch.nn.Module,
+        example_inputs: Tensor | tuple[Any, ...] | dict[str, Any],
+        *,
+        more_inputs: Sequence[Tensor | tuple[Any, ...] | dict[str, Any]] = (),
+        outputs: Sequence[str] | None = None,
+        verify: bool = True,
+    ) -> WeightSpec:
+        """Derive the spec of any module; see :func:`weightspace.spec.trace`."""
+        from weightspace.spec.tracing import trace
+
+        return trace(module, example_inputs, more_inputs=more_inputs, outputs=outputs, verify=verify)
+
+    @classmethod
     def mlp(
         cls,
         widths: Sequence[int],
@@ -419,6 +434,12 @@ class WeightSpec:
         from weightspace.spec._elements import invert
 
         return invert(self, element)
+
+    def canonicalize(self, weights: Mapping[str, Tensor]) -> tuple[Weights, Element]:
+        """The representative of the networks' orbits; see :func:`weightspace.spec.canonicalize`."""
+        from weightspace.spec._canonical import canonicalize
+
+        return canonicalize(self, weights)
 
     def verify(
         self, module: torch.nn.Module, inputs: Float[Tensor, "..."] | tuple[Any, ...], **options: Any

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from weightspace.errors import SpecError
@@ -47,74 +49,165 @@ class VerifyReport:
         return self
 
 
+if TYPE_CHECKING:
+    from weightspace.spec.tracing import Program
+
+GAINS = (0.0, 1.0, 1.5, 2.0)  # of random weights, the first at which an illegal permutation shows
+TELLING = 1e-2  # relative change that an illegal permutation should cause
+BROKEN = 3  # illegal permutations per network
+
+Run = Callable[[Weights], list[Tensor]]
+
+
 def verify(
     spec: WeightSpec,
     module: nn.Module,
-    inputs: Tensor | tuple[Any, ...],
+    inputs: Tensor | tuple[Any, ...] | dict[str, Any],
     *,
+    outputs: Sequence[str] | None = None,
     draws: int = 4,
+    each: bool = True,
     seed: int = 0,
 ) -> VerifyReport:
     """Draw group elements and measure how much the module's output changes: it should not.
 
-    A float64 copy of ``module`` gets random parameters and statistics first, because a fresh initialisation
-    hides errors (biases of zero, running means of zero). ``module`` itself is not touched.
+    Runs in float64 on the exported graph, with casts to narrower types rewritten, so that true symmetries show
+    as rounding alone; a module that cannot be exported runs as a float64 copy. All parameters and statistics
+    are random first, because a fresh initialisation hides errors (biases of zero, running means of zero).
+    ``module`` itself is not touched.
 
     Args:
         spec: what is claimed.
         module: the network.
-        inputs: one input tensor or the tuple of all positional arguments; floating tensors are cast to
-            float64.
+        inputs: one input tensor, the tuple of all positional arguments, or a dict of keyword arguments.
+        outputs: names of the outputs that count; all by default.
         draws: how many networks and elements to try.
+        each: whether to try every group and scaling by itself too, so that a wrong one is named.
         seed: seed of everything that is drawn.
 
     Raises:
         SpecError: the spec names a tensor that the module lacks, or of another shape.
     """
+    return measure(spec, _state(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed)
+
+
+def measure(
+    spec: WeightSpec, state: Weights, run: Run, *, draws: int = 4, each: bool = True, seed: int = 0
+) -> VerifyReport:
+    """What :func:`verify` does, for any function from weights to outputs."""
     generator = torch.Generator().manual_seed(seed)
-    network = copy.deepcopy(module).double().eval()
-    arguments = tuple(
-        x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in (inputs if isinstance(inputs, tuple) else (inputs,))
-    )
-    state = {name: t for name, t in network.state_dict().items() if name in spec.tensors}
-    missing = [name for name in spec.tensors if name not in state]
-    if missing:
-        raise SpecError(f"spec: the module has no tensor {missing[0]!r}")
+    gain = _telling_gain(spec, state, run, seed)
     by_symmetry: dict[str, float] = {}
     worst = illegal = 0.0
     for _ in range(draws):
-        weights = _randomised(state, generator)
-        reference = _output(network, weights, arguments)
-        for name, element in _single_symmetries(spec, generator):
-            change = _change(reference, _output(network, act(spec, element, weights), arguments))
+        weights = randomised(state, generator, gain)
+        reference = run(weights)
+        for name, element in _single_symmetries(spec, generator) if each else ():
+            change = _changes(reference, run(act(spec, element, weights)))
             by_symmetry[name] = max(by_symmetry.get(name, 0.0), change)
         element = random_element(spec, generator=generator)
-        worst = max(worst, _change(reference, _output(network, act(spec, element, weights), arguments)))
-        broken = _broken(spec, weights, generator)
-        illegal = max(illegal, _change(reference, _output(network, broken, arguments)))
+        worst = max(worst, _changes(reference, run(act(spec, element, weights))))
+        illegal = max(illegal, _illegal_change(spec, weights, reference, run, generator))
     return VerifyReport(max([worst, *by_symmetry.values()]), by_symmetry, illegal)
 
 
-def _randomised(state: Weights, generator: torch.Generator) -> Weights:
-    """Random values at each tensor's own scale, positive where all were (variances)."""
+def _telling_gain(spec: WeightSpec, state: Weights, run: Run, seed: int) -> float:
+    """The least gain of the random weights at which breaking a symmetry is seen in the output.
+
+    Networks are tried at the scale at which they were initialised; where signals die out on their way, weights
+    of variance 1 / fan-in let them through.
+    """
+    for gain in GAINS:
+        generator = torch.Generator().manual_seed(seed)
+        weights = randomised(state, generator, gain)
+        if _illegal_change(spec, weights, run(weights), run, generator) > TELLING:
+            return gain
+    return GAINS[0]
+
+
+def _illegal_change(
+    spec: WeightSpec, weights: Weights, reference: list[Tensor], run: Run, generator: torch.Generator
+) -> float:
+    """Largest change under what is no symmetry: the units of one axis of one tensor alone reversed."""
+    broken = _broken(spec, weights, generator)
+    return max((_changes(reference, run(network)) for network in broken), default=0.0)
+
+
+def _state(spec: WeightSpec, module: nn.Module) -> Weights:
+    stored = module.state_dict()
+    missing = [name for name in spec.tensors if name not in stored]
+    if missing:
+        raise SpecError(f"spec: the module has no tensor {missing[0]!r}")
+    return {name: stored[name] for name in spec.tensors}
+
+
+def runner(
+    module: nn.Module, inputs: Tensor | tuple[Any, ...] | dict[str, Any], outputs: Sequence[str] | None = None
+) -> Run:
+    """A function from weights to the module's floating outputs, all in float64."""
+    from weightspace.spec.tracing import as_call, export
+
+    try:
+        program = export(module, inputs, outputs)
+    except SpecError:
+        if outputs is not None:
+            raise
+        network = copy.deepcopy(module).double().eval()
+        args, kwargs = pytree.tree_map(_double, as_call(inputs))
+        return lambda weights: _outputs(network, weights, args, kwargs)
+    return program_runner(program, inputs)
+
+
+def program_runner(program: Program, inputs: Tensor | tuple[Any, ...] | dict[str, Any]) -> Run:
+    """A function from weights to the floating outputs of an exported program, in float64."""
+    names = [node.name for _, node in program.outputs]
+    wide = pytree.tree_map(_double, inputs)
+
+    def run(weights: Weights) -> list[Tensor]:
+        values = program.run(weights, wide)
+        return [values[name] for name in names if _counts(values[name])]
+
+    return run
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def randomised(state: Weights, generator: torch.Generator, gain: float = 0.0) -> Weights:
+    """Random values in float64, each tensor at its own scale or at ``gain / sqrt(fan-in)`` if that is larger.
+
+    What was positive everywhere (variances, the scales of norms) stays so, between half and one and a half of
+    its mean.
+    """
     drawn = {}
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             drawn[name] = tensor.clone()
             continue
-        scale = tensor.abs().mean().item() or 0.1
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) * scale
-        drawn[name] = noise.abs() + 0.1 * scale if bool((tensor > 0).all()) else noise
+        values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        size = tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0
+        if tensor.numel() and bool((tensor > 0).all()):
+            drawn[name] = size * (0.5 + torch.special.ndtr(values))
+        else:
+            fan_in = math.prod(tensor.shape[1:])
+            drawn[name] = values * max(size or 0.1, gain / math.sqrt(fan_in) if tensor.ndim > 1 else 0.0)
     return drawn
 
 
-def _output(network: nn.Module, weights: Weights, arguments: tuple[Any, ...]) -> Tensor:
+def _outputs(
+    network: nn.Module, weights: Weights, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
     with torch.no_grad():
-        result = torch.func.functional_call(network, weights, arguments)
-    if not isinstance(result, Tensor):
-        raise SpecError(f"module: expected a tensor as output, found {type(result).__name__}")
-    return result
+        result = torch.func.functional_call(network, weights, args, kwargs)
+    found = [leaf for leaf in pytree.tree_leaves(result) if _counts(leaf)]
+    if not found:
+        raise SpecError(f"module: expected a floating tensor as output, found {type(result).__name__}")
+    return found
 
 
 def output_change(
@@ -126,15 +219,23 @@ def output_change(
     """
     network = copy.deepcopy(module).double().eval()
     outputs = [
-        _output(network, {name: tensor.double() for name, tensor in weights.items()}, (inputs.double(),))
+        _outputs(network, {name: tensor.double() for name, tensor in weights.items()}, (inputs.double(),), {})
         for weights in (before, after)
     ]
-    return _change(*outputs)
+    return _changes(*outputs)
+
+
+def _changes(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    return max((_change(*pair) for pair in zip(reference, outputs, strict=True)), default=0.0)
 
 
 def _change(reference: Tensor, output: Tensor) -> float:
-    scale = reference.abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
-    return ((output - reference).abs().max() / scale).item()
+    finite = reference.isfinite()  # masked scores may be -inf
+    if not reference.numel() or not finite.any():
+        return 0.0
+    scale = reference[finite].abs().max().clamp_min(torch.finfo(reference.dtype).tiny)
+    change = torch.where(finite | output.isfinite(), output - reference, 0.0)
+    return (change.abs().max() / scale).item()
 
 
 def _single_symmetries(spec: WeightSpec, generator: torch.Generator) -> Iterator[tuple[str, Element]]:
@@ -145,8 +246,8 @@ def _single_symmetries(spec: WeightSpec, generator: torch.Generator) -> Iterator
         yield name, {name: element[name]}
 
 
-def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> Weights:
-    """Reverse the units of one axis of one tensor alone."""
+def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> list[Weights]:
+    """Networks in which the units of one axis of one tensor alone are reversed."""
     movable = [
         (name, dim.axis)
         for name, tensor in spec.tensors.items()
@@ -155,6 +256,6 @@ def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> W
         if dim.group is not None and dim.size > 1
     ]
     if not movable:
-        return weights
-    name, axis = movable[int(torch.randint(len(movable), (1,), generator=generator))]
-    return {**weights, name: weights[name].flip(axis)}
+        return []
+    picked = torch.randint(len(movable), (BROKEN,), generator=generator).tolist()
+    return [{**weights, name: weights[name].flip(axis)} for name, axis in (movable[at] for at in picked)]

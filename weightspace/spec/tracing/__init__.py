@@ -1,0 +1,8 @@
+"""Derive the spec of any module: export it, carry labels through its graph, read off what may move."""
+
+from weightspace.spec.tracing._check import NodeChange, check_operators
+from weightspace.spec.tracing._derive import trace
+from weightspace.spec.tracing._program import Inputs, Program, as_call, export
+from weightspace.spec.tracing._trace import RULES, rule
+
+__all__ = ["RULES", "Inputs", "NodeChange", "Program", "as_call", "check_operators", "export", "rule", "trace"]

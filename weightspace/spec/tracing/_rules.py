@@ -1,0 +1,952 @@
+"""One rule per family of ATen operators: how labels, and powers, pass through it.
+
+To add one: write a function of the trace and of the operator's arguments, in the order of its schema, from the
+moves in ``_operations.py``; register it by name; and add a module that uses the operator to the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from weightspace.spec.tracing import _operations as op
+from weightspace.spec.tracing._labels import Label
+from weightspace.spec.tracing._powers import times
+from weightspace.spec.tracing._trace import UNIFORM, Trace, rule
+
+# -- entry by entry, one operand ---------------------------------------------------------------------------
+
+# what a function of one variable does to powers: (positive factors, signs); None where no scaling survives
+_UNARY: dict[str, tuple[str | None, str | None]] = {
+    "relu": ("keep", None),
+    "leaky_relu": ("keep", None),
+    "abs": ("keep", "even"),
+    "square": ("double", "even"),
+    "sqrt": ("half", None),
+    "rsqrt": ("minus half", None),
+    "reciprocal": ("minus", "keep"),
+    "sign": ("forget", "keep"),
+    "heaviside": ("forget", None),
+    "cosh": (None, "even"),
+    **dict.fromkeys(("neg", "conj", "real", "frac"), ("keep", "keep")),
+    **dict.fromkeys(
+        ("tanh", "sin", "tan", "asin", "atan", "sinh", "asinh", "atanh", "erf", "erfinv", "round", "trunc"),
+        (None, "keep"),
+    ),
+    **dict.fromkeys(("softsign", "tanhshrink", "softshrink", "hardshrink"), (None, "keep")),
+    **dict.fromkeys(
+        ("gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid", "hardswish"),
+        (None, None),
+    ),
+    **dict.fromkeys(
+        ("hardsigmoid", "relu6", "threshold", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erfc"),
+        (None, None),
+    ),
+    **dict.fromkeys(("floor", "ceil", "acos", "acosh", "isnan", "isinf", "logical_not", "bitwise_not"), (None, None)),
+    **dict.fromkeys(("digamma", "lgamma", "nan_to_num", "logit", "isfinite", "rrelu_with_noise"), (None, None)),
+}
+_POWERS = {
+    "keep": 1,
+    "double": 2,
+    "half": 0.5,
+    "minus": -1,
+    "minus half": -0.5,
+    "even": 0,
+    "forget": 0,
+}
+_ACTIVATIONS = {
+    "relu", "leaky_relu", "prelu", "tanh", "gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus",
+    "hardswish", "hardsigmoid", "hardtanh", "relu6", "softsign", "glu", "sine", "gaussian", "cosine",
+}  # fmt: skip
+
+
+def _activation(t: Trace, x: Label, name: str) -> None:
+    """Note what the units apply, if nothing is noted yet."""
+
+    def note(atom: Any) -> None:
+        atom.activation = atom.activation or name
+
+    if name in _ACTIVATIONS:
+        t.atoms.mark((n for n in t.numbers(t.resolve(x)) if t.atoms.is_live(n)), note)
+
+
+def _scaled(t: Trace, x: Label, positive: str | None, sign: str | None) -> Label:
+    """The label of a function of one variable with the given behaviour under factors and signs."""
+    behaviour = positive if t.powers == "positive" else sign
+    if behaviour is None:
+        return op.inhomogeneous(t, x)
+    factor = _POWERS[behaviour]
+    return t.with_powers(x, lambda power: times(power, t.fraction(factor)))._replace(shift=None)
+
+
+def _unary_rule(name: str, positive: str | None, sign: str | None) -> None:
+    @rule(name)
+    def unary(t: Trace, x: Label, *_: Any) -> Label:
+        _activation(t, x, "gaussian" if name == "exp" and t.follows("neg", "pow") else name)
+        return _scaled(t, x, positive, sign)
+
+
+for _name, (_positive, _sign) in _UNARY.items():
+    if _name != "sin":
+        _unary_rule(_name, _positive, _sign)
+
+
+@rule("sin", "cos")
+def sine(t: Trace, x: Label) -> Label:
+    """Odd (even) in its argument; and a shift by half a period changes the sign: the phase symmetry."""
+    name = t.name
+    _activation(t, x, "sine" if name == "sin" else "cosine")
+    shift = x.shift
+    x = _scaled(t, x, None, "keep" if name == "sin" else "even")
+    return x if shift is None else t.flipped(x, shift)
+
+
+@rule("alias", "clone", "detach", "contiguous", "to", "_to_copy", "type_as", "lift_fresh_copy", "dropout", "view_as_real",
+      "feature_dropout", "alpha_dropout", "native_dropout", "positive", "float", "double", "fake_quantize_per_tensor_affine")  # fmt: skip
+def same(t: Trace, x: Label, *_: Any) -> Any:
+    """Changes neither shape nor values, or nothing in evaluation mode."""
+    return (x, t.fixed(x.shape)) if len(t.shapes) == 2 else x
+
+
+@rule("clamp", "clamp_min", "clamp_max", "hardtanh", "clip")
+def clamp(t: Trace, x: Label, low: Any = None, high: Any = None, *_: Any) -> Label:
+    """ReLU when it only cuts at 0; odd when it cuts symmetrically."""
+    if t.name == "clamp_max":
+        low, high = None, low
+    if isinstance(low, Label) or isinstance(high, Label):
+        bounds = [bound for bound in (low, high) if isinstance(bound, Label)]
+        return op.pointwise(t, [op.inhomogeneous(t, part) for part in (x, *bounds)], "add")
+    is_relu = (low == 0 and high is None) or (high == 0 and low is None)
+    if t.name != "hardtanh" and is_relu:
+        _activation(t, x, "relu")
+        return _scaled(t, x, "keep", None)
+    _activation(t, x, "hardtanh")
+    return _scaled(t, x, None, "keep" if low is not None and high is not None and low == -high else None)
+
+
+@rule("pow")
+def power(t: Trace, x: Any, exponent: Any) -> Label:
+    """An even or odd integer power; other powers keep nothing."""
+    if not isinstance(x, Label) or not isinstance(exponent, int | float):
+        operands = [op.inhomogeneous(t, part) for part in (x, exponent) if isinstance(part, Label)]
+        return op.pointwise(t, operands, "add")
+    whole = float(exponent).is_integer()
+    if t.powers == "positive" or (t.powers == "sign" and whole):
+        return t.with_powers(x, lambda form: times(form, t.fraction(exponent)))._replace(shift=None)
+    return op.inhomogeneous(t, x)
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(t: Trace, x: Label, weight: Label) -> Label:
+    """A slope per channel, axis 1, or one for all."""
+    _activation(t, x, "prelu")
+    if len(weight.shape) == 1 and len(x.shape) > 1:
+        weight = t.reshape(weight, [1, *weight.shape, *[1] * (len(x.shape) - 2)])
+    if t.powers == "sign":
+        x = op.inhomogeneous(t, x)
+    return op.pointwise(t, [x, op.inhomogeneous(t, weight)], "multiply")
+
+
+@rule("glu")
+def glu(t: Trace, x: Label, axis: int) -> Label:
+    """The first half of an axis, gated by the sigmoid of the second."""
+    half = x.shape[axis] // 2
+    value, gate = (op.narrow(t, t.resolve(x), axis % len(x.shape), start, half) for start in (0, half))
+    _activation(t, gate, "glu")
+    return op.pointwise(t, [value, op.inhomogeneous(t, gate)], "multiply")
+
+
+# -- entry by entry, several operands ----------------------------------------------------------------------
+
+
+@rule("add", "sub", "rsub", "maximum", "minimum", "fmax", "fmin", "hypot", "lerp")
+def add(t: Trace, x: Any, y: Any, alpha: Any = 1, *_: Any) -> Label:
+    """All operands scale alike; a constant other than 0 scales not at all."""
+    operands = [part for part in (x, y, alpha) if isinstance(part, Label)]
+    numbers = [part for part in (x, y) if isinstance(part, int | float)]
+    plain = t.name in ("add", "sub") and alpha == 1
+    if t.powers == "sign" and t.name not in ("add", "sub", "rsub"):
+        operands = [op.inhomogeneous(t, part) for part in operands]
+    if any(number != 0 for number in numbers):
+        shift = operands[0].shift
+        return op.inhomogeneous(t, operands[0])._replace(shift=shift if plain else None)
+    result = op.pointwise(t, operands, "add")
+    shifts = [part.shift for part in reversed(operands) if part.shift is not None]
+    return result._replace(shift=shifts[0] if shifts and t.name == "add" and plain else None)
+
+
+@rule("mul", "div", "true_divide", "multiply", "divide")
+def multiply(t: Trace, x: Any, y: Any, *rounding: Any) -> Label:
+    """Powers add; dividing subtracts them."""
+    if any(part is not None for part in rounding):
+        operands = [op.inhomogeneous(t, part) for part in (x, y) if isinstance(part, Label)]
+        return op.pointwise(t, operands, "multiply")
+    divides = t.name in ("div", "true_divide", "divide")
+    if isinstance(y, Label) and divides:
+        y = t.with_powers(y, lambda form: times(form, t.fraction(-1)))
+    operands = [part for part in (x, y) if isinstance(part, Label)]
+    if len(operands) == 1 and isinstance(y, int | float):
+        (x,) = operands
+        shift = x.shift
+        factor = 1 / y if divides and y else y
+        return x._replace(shift=shift and shift._replace(factor=shift.factor * factor))
+    return op.pointwise(t, operands, "multiply")._replace(shift=None)
+
+
+@rule("addcmul", "addcdiv")
+def addcmul(t: Trace, x: Label, y: Label, z: Label, value: Any = 1) -> Label:
+    """``x + value * y * z`` or ``x + value * y / z``."""
+    if t.name == "addcdiv":
+        z = t.with_powers(z, lambda form: times(form, t.fraction(-1)))
+    return op.pointwise(t, [x, op.pointwise(t, [y, z], "multiply")], "add")
+
+
+@rule("eq", "ne", "lt", "gt", "le", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or",
+      "fmod", "remainder", "floor_divide", "atan2", "xlogy", "logaddexp", "bitwise_xor", "copysign", "isclose")  # fmt: skip
+def compare(t: Trace, *operands: Any) -> Label:
+    """No scaling survives."""
+    labels = [op.inhomogeneous(t, part) for part in operands if isinstance(part, Label)]
+    return op.pointwise(t, labels, "add")
+
+
+@rule("where")
+def where(t: Trace, condition: Label, x: Any, y: Any) -> Label:
+    """One of two values; neither scales if a constant other than 0 is chosen from."""
+    labels = [part for part in (x, y) if isinstance(part, Label)]
+    if any(isinstance(part, int | float) and part != 0 for part in (x, y)):
+        labels = [op.inhomogeneous(t, part) for part in labels]
+    values = op.pointwise(t, labels, "add") if len(labels) > 1 else labels[0]
+    return op.pointwise(t, [values, op.inhomogeneous(t, condition)], "multiply")
+
+
+@rule("masked_fill")
+def masked_fill(t: Trace, x: Label, mask: Label, value: Any) -> Label:
+    """Some entries replaced by a constant."""
+    if isinstance(value, Label):
+        return where(t, mask, value, x)
+    zero = isinstance(value, int | float) and value == 0
+    return op.pointwise(t, [x if zero else op.inhomogeneous(t, x), op.inhomogeneous(t, mask)], "multiply")
+
+
+# -- sums and orders over axes -----------------------------------------------------------------------------
+
+
+def _axes(x: Label, axes: Any) -> list[int]:
+    rank = len(x.shape)
+    if axes is None or (isinstance(axes, Sequence) and not axes):
+        return list(range(rank))
+    return [axis % rank for axis in (axes if isinstance(axes, Sequence) else [axes])]
+
+
+def _without(t: Trace, x: Label, axes: Sequence[int], keep: bool) -> Label:
+    """Take away axes that a reduction has used, or leave them with size 1."""
+    rest = [axis for axis in range(len(x.shape)) if axis not in axes]
+    dropped = t.drop(x, axes)
+    if not keep:
+        return dropped
+    places = [rest.index(axis) if axis in rest else None for axis in range(len(x.shape))]
+    return t.reaxis(dropped, places, [1 if at is None else dropped.shape[at] for at in places])
+
+
+@rule("sum", "mean", "nansum")
+def reduce_sum(t: Trace, x: Label, axes: Any = None, keep: Any = False, *_: Any) -> Label:
+    """A sum needs that nothing along its axes scales."""
+    over = _axes(x, axes)
+    t.vanish(i.power for box in t.resolve(x).boxes for i in box.indices if i.axis in over)
+    return _without(t, x, over, bool(keep) if isinstance(keep, bool) else False)
+
+
+@rule("amax", "amin", "logsumexp", "prod", "any", "all", "std", "var", "argmax_free")
+def reduce_other(t: Trace, x: Label, axes: Any = None, *rest: Any) -> Label:
+    """Symmetric over its axes, but not linear."""
+    keep = len(t.shape) == len(x.shape)
+    positive = t.powers == "positive" and t.name in ("amax", "amin")
+    over = _axes(x, axes if not isinstance(axes, bool) else None)
+    x = op.inhomogeneous(t, x, over if positive else None)
+    return _without(t, x, over, keep)
+
+
+@rule("std_mean", "var_mean")
+def reduce_two(t: Trace, x: Label, axes: Any = None, *rest: Any) -> tuple[Label, Label]:
+    """Spread and mean over axes."""
+    keep = len(t.shape) == len(x.shape)
+    reduced = _without(t, op.inhomogeneous(t, x), _axes(x, axes), keep)
+    return reduced, reduced
+
+
+@rule("max", "min", "median", "mode")
+def reduce_max(t: Trace, x: Label, axis: Any = None, keep: bool = False) -> Any:
+    """The extreme entries, and where they are: their positions are fixed once somebody looks."""
+    if isinstance(axis, Label):
+        return add(t, x, axis)
+    x = op.inhomogeneous(t, x)
+    if axis is None:
+        return _without(t, x, _axes(x, None), keep=False)
+    if t.is_used(1):
+        x = t.pin(x, _axes(x, axis))
+    values = _without(t, x, _axes(x, axis), keep)
+    return values, values
+
+
+@rule("argmax", "argmin")
+def arg(t: Trace, x: Label, axis: Any = None, keep: bool = False) -> Label:
+    """Positions along an axis: it may not move."""
+    x = op.inhomogeneous(t, t.pin(x, _axes(x, axis)))
+    return _without(t, x, _axes(x, axis), keep)
+
+
+@rule("sort", "topk", "kthvalue")
+def sort(t: Trace, x: Label, *arguments: Any) -> tuple[Label, Label]:
+    """Sorted values have lost the index of their axis; the positions, once used, pin it."""
+    whole = [value for value in arguments if isinstance(value, int) and not isinstance(value, bool)]
+    given = whole[1:] if t.name in ("topk", "kthvalue") else whole
+    axis = (given[0] if given else -1) % len(x.shape)
+    x = op.inhomogeneous(t, x)
+    if t.is_used(1):
+        x = t.pin(x, [axis])
+    values = _without(t, x, [axis], keep=True)
+    if t.shape != values.shape:
+        values = t.freeze(t.reaxis(values, range(len(x.shape)), values.shape), {axis: t.shape[axis]})
+    return values, values
+
+
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+def softmax(t: Trace, x: Label, axis: int, *_: Any) -> Label:
+    """Symmetric over its axis; nothing scales."""
+    axis %= len(x.shape)
+    t.note_heads(x, axis)
+    return op.symmetric(t, op.inhomogeneous(t, x), [axis])
+
+
+@rule("linalg_vector_norm", "norm")
+def vector_norm(t: Trace, x: Label, order: Any = 2, axes: Any = None, keep: bool = False, *_: Any) -> Label:
+    """A norm over axes: positive factors of the others stay, signs are lost."""
+    over = _axes(x, axes)
+    if t.powers == "positive":
+        x = op.inhomogeneous(t, x, over)
+    elif t.powers == "sign":
+        x = t.with_powers(x, lambda form: ())
+    return _without(t, x, over, keep)._replace(shift=None)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "cummax", "cummin")
+def ordered(t: Trace, x: Label, axes: Any, more: Any = None, *_: Any) -> Any:
+    """The order along some axes matters: they are fixed."""
+    which = _axes(x, more if t.name == "roll" else axes)
+    kept = t.freeze(x, {axis: x.shape[axis] for axis in which})
+    kept = kept if t.name in ("flip", "roll", "cumsum") else op.inhomogeneous(t, kept)
+    return (kept, t.fixed(t.shapes[1])) if len(t.shapes) == 2 else kept
+
+
+# -- products ----------------------------------------------------------------------------------------------
+
+
+@rule("linear")
+def linear(t: Trace, x: Label, weight: Label, bias: Label | None = None) -> Label:
+    """``x W^T + b``."""
+    letters = _letters(len(x.shape) - 1)
+    product = op.einsum(t, f"{letters}y,zy->{letters}z", x, weight)
+    return product if bias is None else add_in(t, product, bias)
+
+
+def add_in(t: Trace, product: Label, bias: Label) -> Label:
+    """Add a bias, and remember it for the phase symmetry of a sine."""
+    return op.pointwise(t, [product, bias], "add")._replace(shift=bias.shift)
+
+
+def _letters(count: int, first: str = "a") -> str:
+    return "".join(chr(ord(first) + at) for at in range(count))
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+def matmul(t: Trace, x: Label, y: Label) -> Label:
+    """Matrix products; leading axes are batches and broadcast."""
+    ranks = len(x.shape), len(y.shape)
+    batch = _letters(max(max(ranks) - 2, 0))
+    left = batch[len(batch) - max(ranks[0] - 2, 0) :] + ("xy" if ranks[0] > 1 else "y")
+    right = batch[len(batch) - max(ranks[1] - 2, 0) :] + ("yz" if ranks[1] > 1 else "y")
+    out = batch + ("x" if ranks[0] > 1 else "") + ("z" if ranks[1] > 1 else "")
+    return op.einsum(t, f"{left},{right}->{out}", x, y)
+
+
+@rule("addmm", "baddbmm", "addbmm", "addmv")
+def addmm(t: Trace, bias: Label, x: Label, y: Label, *_: Any) -> Label:
+    """A product plus a bias."""
+    return add_in(t, matmul(t, x, y), bias)
+
+
+@rule("outer", "ger")
+def outer(t: Trace, x: Label, y: Label) -> Label:
+    """All products of two vectors' entries."""
+    return op.einsum(t, "a,b->ab", x, y)
+
+
+@rule("einsum")
+def einsum(t: Trace, equation: str, operands: Sequence[Label], *_: Any) -> Label:
+    """Any product of values; more than two operands are multiplied from left to right."""
+    equation = equation.replace(" ", "")
+    inputs, out = equation.split("->") if "->" in equation else (equation, None)
+    names = inputs.split(",")
+    if "." in equation:
+        names, out = _dots(names, out, [len(label.shape) for label in operands])
+    if out is None:
+        seen = "".join(names)
+        out = "".join(sorted(name for name in set(seen) if seen.count(name) == 1))
+    if any(len(set(part)) < len(part) for part in names):
+        t.give_up(operands)
+        return t.fixed(t.shape)
+    result, letters = operands[0], names[0]
+    for place in range(1, len(operands)):
+        later = out + "".join(names[place + 1 :])
+        merged = "".join(dict.fromkeys(letters + names[place]))
+        kept = "".join(name for name in merged if name in later) if place + 1 < len(operands) else out
+        result = op.einsum(t, f"{letters},{names[place]}->{kept}", result, operands[place])
+        letters = kept
+    if len(operands) == 1:
+        gone = [axis for axis, name in enumerate(letters) if name not in out]
+        result = op.total(t, result, gone)
+        letters = "".join(name for name in letters if name in out)
+        result = op.permute(t, result, [letters.index(name) for name in out])
+    return result
+
+
+def _dots(names: Sequence[str], out: str | None, ranks: Sequence[int]) -> tuple[list[str], str]:
+    extra = max(rank - len(name) + 3 for name, rank in zip(names, ranks, strict=True) if "." in name)
+    dots = _letters(extra, "\u0400")
+    written = [
+        name.replace("...", dots[extra - (rank - len(name) + 3) :]) for name, rank in zip(names, ranks, strict=True)
+    ]
+    seen = "".join(names).replace(".", "")
+    rest = "".join(sorted(name for name in set(seen) if seen.count(name) == 1))
+    return written, dots + rest if out is None else out.replace("...", dots)
+
+
+@rule("bilinear", "_trilinear")
+def bilinear(t: Trace, x: Label, y: Label, weight: Label, bias: Any = None, *_: Any) -> Label:
+    """``x_i W_{oij} y_j + b``; both operands have the same leading axes."""
+    letters = _letters(len(x.shape) - 1)
+    half = op.einsum(t, f"{letters}x,zxy->{letters}zy", x, weight)
+    whole = op.einsum(t, f"{letters}zy,{letters}y->{letters}z", half, y)
+    return add_in(t, whole, bias) if isinstance(bias, Label) else whole
+
+
+@rule("embedding")
+def embedding(t: Trace, weight: Label, indices: Any, *_: Any) -> Label:
+    """Rows looked up by position: the vocabulary is fixed."""
+    features = _without(t, t.pin(weight, [0], t.reason.replace("embedding", "vocabulary of embedding")), [0], False)
+    rank = len(t.shape)
+    places: list[int | None] = [*[None] * (rank - 1), 0]
+    return _filled(t, t.reaxis(features, places, [*[1] * (rank - 1), t.shape[-1]]))
+
+
+def _filled(t: Trace, label: Label) -> Label:
+    """Grow axes of size 1 to the operator's output, as fixed ones."""
+    sizes = {axis: size for axis, size in enumerate(t.shape) if size != label.shape[axis]}
+    return t.freeze(label, sizes) if sizes else label
+
+
+# -- convolutions and pooling ------------------------------------------------------------------------------
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(t: Trace, x: Label, weight: Label, bias: Any, *settings: Any) -> Label:
+    """Channels are contracted within each group of channels; space is fixed."""
+    return _convolve(t, x, weight, bias, int(settings[-1]), transposed=False)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(t: Trace, x: Label, weight: Label, bias: Any, *settings: Any) -> Label:
+    """As a convolution, with the weight's first two axes exchanged."""
+    return _convolve(t, x, weight, bias, int(settings[3]), transposed=True)
+
+
+@rule("convolution", "_convolution")
+def any_convolution(t: Trace, x: Label, weight: Label, bias: Any, *settings: Any) -> Label:
+    """The general form."""
+    return _convolve(t, x, weight, bias, int(settings[5]), transposed=bool(settings[3]))
+
+
+def _convolve(t: Trace, x: Label, weight: Label, bias: Any, groups: int, *, transposed: bool) -> Label:
+    space = len(weight.shape) - 2
+    single = len(x.shape) == space + 1
+    if single:
+        x = op.unsqueeze(t, x, 0)
+    out_shape = (1, *t.shape) if single else t.shape
+    x = _without(t, t.pin(x, range(2, 2 + space), "spatial axis"), range(2, 2 + space), False)
+    weight = _without(t, t.pin(weight, range(2, 2 + space), "kernel axis"), range(2, 2 + space), False)
+    (batch, channels), inner = x.shape, weight.shape
+    x = t.reshape(x, [batch, groups, channels // groups])
+    first, second = (inner[0] // groups, inner[1]) if not transposed else (inner[0] // groups, inner[1])
+    weight = t.reshape(weight, [groups, first, second])
+    equation = "bgi,gio->bgo" if transposed else "bgi,goi->bgo"
+    out = t.reshape(op.einsum(t, equation, x, weight), out_shape[:2])
+    out = add_in(t, out, bias) if isinstance(bias, Label) else out
+    shift = out.shift
+    out = t.reaxis(out, [0, 1, *[None] * space], [*out.shape, *[1] * space])
+    out = t.freeze(out, dict(enumerate(out_shape[2:], 2)))._replace(shift=shift)
+    return op.select(t, out, 0, 0) if single else out
+
+
+@rule("max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+      "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")  # fmt: skip
+def max_pool(t: Trace, x: Label, *_: Any) -> Any:
+    """Pools space, which is fixed; positive factors pass."""
+    pooled = _resized(t, _scaled(t, x, "keep", None))
+    return (pooled, t.with_powers(pooled, lambda form: ())) if len(t.shapes) == 2 else pooled
+
+
+@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+      "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+      "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_nearest_exact1d",
+      "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d",
+      "replication_pad1d", "replication_pad2d", "replication_pad3d", "reflection_pad3d")  # fmt: skip
+def resample(t: Trace, x: Label, *_: Any) -> Label:
+    """Linear in values, over space, which is fixed."""
+    return _resized(t, x)._replace(shift=None)
+
+
+def _resized(t: Trace, x: Label) -> Label:
+    """Fix all axes from the third on (the second, without a batch axis), and give them the new sizes."""
+    first = 2 if len(x.shape) > 3 or x.shape[:2] == t.shape[:2] else 1
+    return t.freeze(x, {axis: t.shape[axis] for axis in range(first, len(x.shape))})
+
+
+@rule("constant_pad_nd", "pad")
+def pad(t: Trace, x: Label, amounts: Sequence[int], *settings: Any) -> Label:
+    """Fixes the axes that grow; a value other than 0 ends all scaling."""
+    value = settings[-1] if settings else 0
+    linear_mode = t.name == "constant_pad_nd" or settings[0] != "constant"
+    if value not in (0, None) and (t.name == "constant_pad_nd" or not linear_mode):
+        x = op.inhomogeneous(t, x)
+    grown = [len(x.shape) - 1 - at // 2 for at, amount in enumerate(amounts) if amount]
+    return t.freeze(x, {axis: t.shape[axis] for axis in grown})._replace(shift=None) if grown else x
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(t: Trace, x: Label, factor: int) -> Label:
+    """(C r r, H, W) to (C, H r, W r)."""
+    *batch, channels, height, width = x.shape
+    n = len(batch)
+    split = t.reshape(x, [*batch, channels // factor**2, factor, factor, height, width])
+    order = [*range(n), n, n + 3, n + 1, n + 4, n + 2]
+    return t.reshape(op.permute(t, split, order), t.shape)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(t: Trace, x: Label, factor: int) -> Label:
+    """(C, H r, W r) to (C r r, H, W)."""
+    *batch, channels, height, width = x.shape
+    n = len(batch)
+    split = t.reshape(x, [*batch, channels, height // factor, factor, width // factor, factor])
+    return t.reshape(op.permute(t, split, [*range(n), n, n + 2, n + 4, n + 1, n + 3]), t.shape)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(t: Trace, x: Label, groups: int) -> Label:
+    """Interleave groups of channels."""
+    batch, channels, *space = x.shape
+    split = t.reshape(x, [batch, groups, channels // groups, *space])
+    return t.reshape(op.transpose(t, split, 1, 2), t.shape)
+
+
+# -- norms -------------------------------------------------------------------------------------------------
+
+
+def _affine(t: Trace, x: Label, parts: Sequence[Any], combine: Sequence[op.Combine]) -> Label:
+    for part, how in zip(parts, combine, strict=True):
+        if isinstance(part, Label):
+            x = op.pointwise(t, [x, part], how)
+    return x._replace(shift=None)
+
+
+def _per_channel(t: Trace, part: Any, rank: int) -> Any:
+    if not isinstance(part, Label):
+        return part
+    return t.reaxis(part, [None, 0, *[None] * (rank - 2)], [1, *part.shape, *[1] * (rank - 2)])
+
+
+@rule("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
+      "batch_norm", "native_batch_norm", "cudnn_batch_norm")  # fmt: skip
+def batch_norm(t: Trace, x: Label, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Any:
+    """``(x - mean) / sqrt(variance + eps) * weight + bias`` per channel; eps ends positive scaling."""
+    rank = len(x.shape)
+    mean, variance, weight, bias = (_per_channel(t, part, rank) for part in (mean, variance, weight, bias))
+    centred = op.pointwise(t, [x, mean], "add") if isinstance(mean, Label) else x
+    if t.powers == "positive":
+        centred = op.inhomogeneous(t, centred)
+    if isinstance(variance, Label):
+        centred = op.pointwise(t, [centred, op.inhomogeneous(t, variance)], "multiply")
+    out = _affine(t, centred, (weight, bias), ("multiply", "add"))
+    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
+    return (out, *rest) if rest else out
+
+
+@rule("instance_norm")
+def instance_norm(
+    t: Trace, x: Label, weight: Any, bias: Any, mean: Any, variance: Any, own_statistics: bool, *_: Any
+) -> Label:
+    """Each channel of each item by itself over space; eps ends positive scaling."""
+    rank = len(x.shape)
+    if not own_statistics:
+        return batch_norm(t, x, weight, bias, mean, variance)
+    x = op.symmetric(t, x, range(2, rank))
+    x = op.inhomogeneous(t, x) if t.powers == "positive" else x
+    return _affine(t, x, [_per_channel(t, part, rank) for part in (weight, bias)], ("multiply", "add"))
+
+
+@rule("layer_norm", "native_layer_norm")
+def layer_norm(t: Trace, x: Label, over: Sequence[int], weight: Any = None, bias: Any = None, *_: Any) -> Any:
+    """Over the last axes: subtracting their mean ends scaling along them."""
+    axes = range(len(x.shape) - len(over), len(x.shape))
+    x = op.symmetric(t, op.inhomogeneous(t, x, None if t.powers == "positive" else axes), axes)
+    out = _affine(t, x, (weight, bias), ("multiply", "add"))
+    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
+    return (out, *rest) if rest else out
+
+
+@rule("rms_norm", "_fused_rms_norm")
+def rms_norm(t: Trace, x: Label, over: Sequence[int], weight: Any = None, *_: Any) -> Any:
+    """Over the last axes; a sign is lost in the square and stays in the value."""
+    axes = range(len(x.shape) - len(over), len(x.shape))
+    x = op.symmetric(t, op.inhomogeneous(t, x) if t.powers == "positive" else x, axes)
+    out = _affine(t, x, (weight,), ("multiply",))
+    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
+    return (out, *rest) if rest else out
+
+
+@rule("group_norm", "native_group_norm")
+def group_norm(t: Trace, x: Label, *arguments: Any) -> Any:
+    """Channels within each group of channels, and space: a permutation must respect the groups."""
+    whole = [a for a in arguments if isinstance(a, int) and not isinstance(a, bool)]
+    groups = whole[0] if t.name == "group_norm" else whole[3]
+    parts = arguments[1:3] if t.name == "group_norm" else arguments[0:2]
+    batch, channels, *space = x.shape
+    split = t.reshape(x, [batch, groups, channels // groups, *space])
+    over = range(2, len(split.shape))
+    split = op.inhomogeneous(t, split, None if t.powers == "positive" else over)
+    out = t.reshape(op.symmetric(t, split, over), x.shape)
+    out = _affine(t, out, [_per_channel(t, part, len(x.shape)) for part in parts], ("multiply", "add"))
+    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
+    return (out, *rest) if rest else out
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(t: Trace, direction: Label, size: Label, axis: int = 0) -> Any:
+    """``size * direction / |direction|``, with a norm for each index of ``axis``."""
+    over = [at for at in range(len(direction.shape)) if at != axis % len(direction.shape)]
+    length = vector_norm(t, direction, 2, over, keep=True)
+    direction = t.resolve(direction)
+    inverse = t.with_powers(length, lambda form: times(form, t.fraction(-1)))
+    unit = op.pointwise(t, [direction, inverse], "multiply")
+    out = op.pointwise(t, [unit, size], "multiply")
+    return (out, length) if len(t.shapes) == 2 else out
+
+
+# -- shapes ------------------------------------------------------------------------------------------------
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_copy", "_reshape_alias")
+def view(t: Trace, x: Label, *_: Any) -> Label:
+    """The same elements in row-major order."""
+    return t.reshape(x, t.shape)
+
+
+@rule("permute", "permute_copy")
+def permute(t: Trace, x: Label, order: Sequence[int]) -> Label:
+    """Reorder the axes."""
+    return op.permute(t, x, order)
+
+
+@rule("transpose", "swapaxes", "transpose_copy")
+def transpose(t: Trace, x: Label, first: int, second: int) -> Label:
+    """Exchange two axes."""
+    return op.transpose(t, x, first, second)
+
+
+@rule("t", "numpy_T", "mT", "adjoint", "t_copy")
+def last_two(t: Trace, x: Label) -> Label:
+    """Transpose a matrix."""
+    return op.transpose(t, x, -2, -1) if len(x.shape) > 1 else x
+
+
+@rule("movedim", "moveaxis")
+def movedim(t: Trace, x: Label, source: Any, target: Any) -> Label:
+    """Move axes to other places."""
+    rank = len(x.shape)
+    moved = dict(zip(_axes(x, target), _axes(x, source), strict=True))
+    rest = iter(axis for axis in range(rank) if axis not in moved.values())
+    return op.permute(t, x, [moved[at] if at in moved else next(rest) for at in range(rank)])
+
+
+@rule("unsqueeze", "unsqueeze_copy")
+def unsqueeze(t: Trace, x: Label, axis: int) -> Label:
+    """A new axis of size 1."""
+    return op.unsqueeze(t, x, axis)
+
+
+@rule("squeeze", "squeeze_copy")
+def squeeze(t: Trace, x: Label, *_: Any) -> Label:
+    """Axes of size 1 go away."""
+    return t.reshape(x, t.shape)
+
+
+@rule("expand", "expand_as", "broadcast_to", "expand_copy")
+def expand(t: Trace, x: Label, *_: Any) -> Label:
+    """Repeat along axes of size 1."""
+    return op.spread(t, x, t.shape)
+
+
+@rule("repeat", "tile")
+def repeat(t: Trace, x: Label, times_: Sequence[int]) -> Label:
+    """Copies of the whole along axes: the copy is an outer index."""
+    rank = len(t.shape)
+    x = t.reaxis(x, [*[None] * (rank - len(x.shape)), *range(len(x.shape))], [*[1] * (rank - len(x.shape)), *x.shape])
+    paired = [part for size, new in zip(x.shape, t.shape, strict=True) for part in (new // size, size)]
+    single = [part for size in x.shape for part in (1, size)]
+    return t.reshape(op.spread(t, t.reshape(x, single), paired), t.shape)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(t: Trace, x: Label, count: Any, axis: Any = None, *_: Any) -> Label:
+    """Copies of each entry: the copy is an inner index."""
+    if not isinstance(count, int) or axis is None:
+        t.give_up([x])
+        return t.fixed(t.shape)
+    axis %= len(x.shape)
+    spread = op.spread(
+        t, op.unsqueeze(t, x, axis + 1), [*x.shape[: axis + 1], count, *x.shape[axis + 1 :]]
+    )
+    return t.reshape(spread, t.shape)
+
+
+@rule("slice", "slice_copy")
+def slice_axis(t: Trace, x: Label, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Label:
+    """A range of an axis; a step takes it apart as a product first."""
+    axis %= len(x.shape)
+    first, end, step = slice(start, stop, step).indices(x.shape[axis])
+    if step == 1:
+        return op.narrow(t, x, axis, first, max(end - first, 0))
+    if first < step and end > x.shape[axis] - step:
+        return op.stride(t, x, axis, step, first)
+    return t.freeze(x, {axis: t.shape[axis]})
+
+
+@rule("narrow", "narrow_copy")
+def narrow(t: Trace, x: Label, axis: int, start: int, length: int) -> Label:
+    """A range of an axis."""
+    return op.narrow(t, x, axis % len(x.shape), start, length)
+
+
+@rule("select", "select_copy")
+def select(t: Trace, x: Label, axis: int, at: int) -> Label:
+    """One entry of an axis."""
+    return op.select(t, x, axis, at)
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_with_sizes_copy",
+      "split_copy", "hsplit", "vsplit")  # fmt: skip
+def split(t: Trace, x: Label, sizes: Any = None, axis: int = 0) -> list[Label]:
+    """Consecutive parts of an axis."""
+    axis = next((at for at, size in enumerate(x.shape) if t.shapes[0][at] != size), axis % len(x.shape))
+    parts, start = [], 0
+    for shape in t.shapes:
+        parts.append(op.narrow(t, x, axis, start, shape[axis]))
+        start += shape[axis]
+    return parts
+
+
+@rule("unbind", "unbind_copy")
+def unbind(t: Trace, x: Label, axis: int = 0) -> list[Label]:
+    """Every entry of an axis by itself."""
+    return [op.select(t, x, axis, at) for at in range(x.shape[axis])]
+
+
+@rule("cat", "concat", "concatenate")
+def concatenate(t: Trace, parts: Sequence[Label], axis: int = 0) -> Label:
+    """One value after the other; each keeps its own units."""
+    parts = [part for part in parts if math.prod(part.shape)]
+    return op.concatenate(t, parts, axis)
+
+
+@rule("stack")
+def stack(t: Trace, parts: Sequence[Label], axis: int = 0) -> Label:
+    """One value after the other along a new axis."""
+    axis %= len(t.shape)
+    return op.concatenate(t, [op.unsqueeze(t, part, axis) for part in parts], axis)
+
+
+@rule("index", "_unsafe_index")
+def index(t: Trace, x: Label, places: Sequence[Any]) -> Label:
+    """Look up entries by position: the indexed axes are fixed."""
+    indexed = [axis for axis, place in enumerate(places) if place is not None]
+    rest = [axis for axis in range(len(x.shape)) if axis not in indexed]
+    ranks = [len(places[axis].shape) for axis in indexed if isinstance(places[axis], Label)]
+    new = len(t.shape) - len(rest)
+    if len(ranks) < len(indexed) or max(ranks) != new:
+        t.give_up([x])
+        return t.fixed(t.shape)
+    kept = _without(t, t.pin(x, indexed), indexed, False)
+    together = indexed == list(range(indexed[0], indexed[-1] + 1))
+    first = indexed[0] if together else 0
+    order: list[int | None] = list(range(len(rest)))
+    order[first:first] = [None] * new
+    return _filled(t, t.reaxis(kept, order, [1 if at is None else kept.shape[at] for at in order]))
+
+
+@rule("index_select", "gather", "take_along_dim")
+def gather(t: Trace, x: Label, *arguments: Any) -> Label:
+    """Look up entries along one axis, which is fixed."""
+    axis = next((a for a in arguments if isinstance(a, int)), 0) % len(x.shape)
+    positions = next(a for a in arguments if isinstance(a, Label))
+    looked_up = t.freeze(x, {axis: t.shape[axis]})
+    if t.name == "index_select" or not _same_elsewhere(looked_up, positions, axis):
+        if t.name != "index_select":
+            t.give_up([looked_up])
+            return t.fixed(t.shape)
+        return looked_up
+    return op.pointwise(t, [looked_up, t.freeze(positions, {axis: t.shape[axis]})], "multiply")
+
+
+def _same_elsewhere(x: Label, positions: Label, axis: int) -> bool:
+    return all(a == b for at, (a, b) in enumerate(zip(x.shape, positions.shape, strict=True)) if at != axis)
+
+
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "rand_like",
+      "zero", "fill")  # fmt: skip
+def uniform(t: Trace, _: Any, *arguments: Any) -> Label:
+    """The same number everywhere."""
+    label = t.fresh(t.shape)
+    filled = t.name in ("full_like", "new_full", "fill")
+    value = arguments[0 if t.name != "new_full" else 1] if filled else float("zero" not in t.name)
+    return label._replace(zero=value == 0)
+
+
+UNIFORM.add(uniform)
+
+
+@rule("tril", "triu", "diagonal", "diag_embed", "diagonal_copy")
+def triangular(t: Trace, x: Label, *_: Any) -> Label:
+    """Positions along the last two axes matter: they are fixed."""
+    if t.name in ("tril", "triu"):
+        return t.freeze(x, {axis: x.shape[axis] for axis in (len(x.shape) - 2, len(x.shape) - 1)})
+    t.give_up([x])
+    return t.fixed(t.shape)
+
+
+# -- attention and recurrence ------------------------------------------------------------------------------
+
+
+@rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
+def attention(
+    t: Trace,
+    query: Label,
+    key: Label,
+    value: Label,
+    mask: Any = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    scale: Any = None,
+    grouped: bool = False,
+) -> Label:
+    """``softmax(q k^T) v``; with grouped queries each key's head serves several."""
+    if grouped and query.shape[-3] != key.shape[-3]:
+        heads, served = key.shape[-3], query.shape[-3] // key.shape[-3]
+        query = t.reshape(query, [*query.shape[:-3], heads, served, *query.shape[-2:]])
+        key, value = (op.unsqueeze(t, part, len(part.shape) - 2) for part in (key, value))
+    if is_causal:
+        query, key = (t.pin(part, [len(part.shape) - 2]) for part in (query, key))
+    batch = _letters(len(query.shape) - 2)
+    scores = op.einsum(t, f"{batch}xe,{batch}ye->{batch}xy", query, key)
+    if isinstance(mask, Label):
+        missing = len(scores.shape) - len(mask.shape)
+        if grouped and missing == 0:
+            mask = op.inhomogeneous(t, mask)
+        scores = op.pointwise(t, [op.inhomogeneous(t, scores), op.inhomogeneous(t, mask)], "add")
+    attended = softmax(t, scores, -1)
+    out = op.einsum(t, f"{batch}xy,{batch}ye->{batch}xe", attended, value)
+    return t.reshape(out, t.shape)
+
+
+@rule("gru", "lstm", "rnn_tanh", "rnn_relu")
+def recurrent(t: Trace, x: Label, *arguments: Any) -> tuple[Label, ...]:
+    """Each layer and direction steps to a fixed point: the state that leaves is the state that entered."""
+    states, weights, has_biases, layers, _, _, bidirectional, batch_first = arguments
+    states = list(states) if isinstance(states, list | tuple) and not isinstance(states, Label) else [states]
+    if not batch_first:
+        x = op.transpose(t, x, 0, 1)
+    directions = 2 if bidirectional else 1
+    per_cell = len(weights) // (layers * directions)
+    last: list[list[Label]] = [[] for _ in states]
+    for layer in range(layers):
+        outputs = []
+        for direction in range(directions):
+            place = layer * directions + direction
+            cell = weights[place * per_cell : (place + 1) * per_cell]
+            before = [op.select(t, state, 0, place) for state in states]
+            after = _cell(t, x, before, cell, has_biases)
+            outputs.append(after[0])
+            for kept, state in zip(last, after, strict=True):
+                kept.append(op.select(t, state, 1, 0))
+        x = op.concatenate(t, outputs, 2) if directions == 2 else outputs[0]
+        t.see(x)
+    out = x if batch_first else op.transpose(t, x, 0, 1)
+    final = [op.concatenate(t, [op.unsqueeze(t, part, 0) for part in kept], 0) for kept in last]
+    return (out, *final)
+
+
+def _cell(t: Trace, x: Label, states: Sequence[Label], weights: Sequence[Label], has_biases: bool) -> list[Label]:
+    """New states (batch, time, hidden) of one layer: what it reads is what it writes."""
+    into, back, *rest = weights
+    biases = rest[:2] if has_biases else [None, None]
+    projection = rest[-1] if len(rest) in (1, 3) else None
+    hidden = [t.loose(op.unsqueeze(t, state, 1)) for state in states]  # one unknown for all its uses
+    driven = linear(t, x, into, biases[0])
+    length = driven.shape[1]
+    fed = linear(t, hidden[0], back, biases[1])
+    step = {"gru": _gru_step, "lstm": _lstm_step}.get(t.name, _plain_step)
+    fed, driven = t.resolve(fed), t.resolve(driven)
+    after = step(t, driven, fed, hidden)
+    if projection is not None:
+        after[0] = linear(t, after[0], projection)
+    closed = []
+    for new, old in zip(after, hidden, strict=True):
+        grown = op.spread(t, old, (*old.shape[:1], length, *old.shape[2:]))
+        closed.append(op.pointwise(t, [new, grown], "add"))
+    return closed
+
+
+def _plain_step(t: Trace, driven: Label, fed: Label, hidden: Sequence[Label]) -> list[Label]:
+    total = op.pointwise(t, [driven, fed], "add")
+    name = t.name.removeprefix("rnn_")
+    _activation(t, total, name)
+    return [_scaled(t, total, *_UNARY[name])]
+
+
+def _gates(t: Trace, x: Label, count: int) -> list[Label]:
+    size = x.shape[-1] // count
+    return [op.narrow(t, x, len(x.shape) - 1, at * size, size) for at in range(count)]
+
+
+def _gru_step(t: Trace, driven: Label, fed: Label, hidden: Sequence[Label]) -> list[Label]:
+    """Reset, update, new; the reset gate multiplies what the state feeds to the new one."""
+    (r_in, z_in, n_in), (r_back, z_back, n_back) = _gates(t, driven, 3), _gates(t, fed, 3)
+    reset = op.inhomogeneous(t, op.pointwise(t, [r_in, r_back], "add"))
+    update = op.inhomogeneous(t, op.pointwise(t, [z_in, z_back], "add"))
+    candidate = op.pointwise(t, [n_in, op.pointwise(t, [reset, n_back], "multiply")], "add")
+    _activation(t, candidate, "tanh")
+    new = _scaled(t, candidate, *_UNARY["tanh"])
+    kept = op.pointwise(t, [update, hidden[0]], "multiply")
+    return [op.pointwise(t, [op.pointwise(t, [update, new], "multiply"), kept], "add")]
+
+
+def _lstm_step(t: Trace, driven: Label, fed: Label, hidden: Sequence[Label]) -> list[Label]:
+    """Input, forget, cell, output."""
+    gates = [op.pointwise(t, pair, "add") for pair in zip(_gates(t, driven, 4), _gates(t, fed, 4), strict=True)]
+    enter, forget, leave = (op.inhomogeneous(t, gates[at]) for at in (0, 1, 3))
+    _activation(t, gates[2], "tanh")
+    candidate = _scaled(t, gates[2], *_UNARY["tanh"])
+    kept = op.pointwise(t, [forget, hidden[1]], "multiply")
+    cell = op.pointwise(t, [kept, op.pointwise(t, [enter, candidate], "multiply")], "add")
+    shown = _scaled(t, cell, *_UNARY["tanh"])
+    return [op.pointwise(t, [leave, shown], "multiply"), cell]
