@@ -65,7 +65,7 @@ __all__ = [
     "random_element",
     "rule",
     "source_index",
-    "trace",
     "to_graphviz",
+    "trace",
     "verify",
 ]

@@ -64,7 +64,9 @@ def _node_changes(
     state = {name: t for name, t in module.state_dict(keep_vars=True).items() if name in spec.tensors}
     weights = randomised(state, generator, 1.0)
     element = random_element(spec, symmetries=("permutation",), generator=generator)
-    wide = pytree.tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    wide = pytree.tree_map(
+        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs
+    )
     before = program.run(weights, wide, everything=True)
     after = program.run(act(spec, element, weights), wide, everything=True)
     sources = _Sources(derivation, element)
@@ -73,8 +75,8 @@ def _node_changes(
     for node in program.nodes:
         if node.op != "call_function" or operator_name(node) == "getitem":
             continue
-        label, *values = (_read(node, found[node.name]) for found in (labels, before, after))
-        change = _change(trace.resolve, label, *values, sources)
+        label, old, new = (_read(node, values[node.name]) for values in (labels, before, after))
+        change = _change(trace.resolve, label, old, new, sources)
         changes.append(NodeChange(node.name, operator_name(node), change))
     return changes
 
@@ -165,7 +167,7 @@ class _Sources:
         wanted = self.atoms.constituents(final)
         if len(wanted) == 1:
             return [at]
-        chosen = {}
+        chosen: dict[int, int] = {}
         for k in members:
             atom = box.indices[k].atom
             near = chosen.get(atom)
@@ -185,4 +187,3 @@ class _Sources:
         members = [k for k, index in enumerate(box.indices) if self.atoms.final(index.atom) == parent]
         near = [k for k in members if box.indices[k].axis == own] or members
         return self._joint(self._chain(box, near[0], parent), places)
-

@@ -14,7 +14,7 @@ from weightspace.spec.tracing import _rules  # noqa: F401  registers the rules
 from weightspace.spec.tracing._atoms import Atoms
 from weightspace.spec.tracing._groups import Namer, build_spec, settle
 from weightspace.spec.tracing._labels import Labels
-from weightspace.spec.tracing._program import Inputs, Program, export
+from weightspace.spec.tracing._program import Inputs, Program, beside, export
 from weightspace.spec.tracing._scalings import find_scalings
 from weightspace.spec.tracing._trace import RULES, Trace
 
@@ -67,11 +67,13 @@ def trace(
           3.weight [10, hidden0, 4]
           3.bias   [10]
     """
-    calls = (example_inputs, *more_inputs)
+    calls = [beside(module, inputs) for inputs in (example_inputs, *more_inputs)]
     programs = [export(module, inputs, outputs, RULES) for inputs in calls]
     derivation = derive(module, programs)
     spec = derivation.spec
-    state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in spec.tensors}
+    state = {
+        name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name in spec.tensors
+    }
     if not verify or not all(_is_real(tensor) for tensor in state.values()):
         return spec
     worst = 0.0
@@ -93,7 +95,9 @@ def _blame(
     from weightspace.spec.tracing._check import changed_nodes
 
     wrong = changed_nodes(derivation, module, program, inputs)
-    first = f"the rule of {wrong[0].operator} ({wrong[0].node}) is wrong" if wrong else "no operator is to blame"
+    first = (
+        f"the rule of {wrong[0].operator} ({wrong[0].node}) is wrong" if wrong else "no operator is to blame"
+    )
     raise SpecError(
         f"spec: the output of {type(module).__name__} changes by {change:.1e} under the spec that was found; {first}; "
         "please report this"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from weightspace.spec._types import (
     Cell,
@@ -54,7 +55,9 @@ def _disambiguate(trace: Trace) -> bool:
     for label in trace.parameters.values():
         for box in label.boxes:
             for index in box.indices:
-                lost = {parent for parent in atoms[index.atom].parents if _binding(box, index, parent) is None}
+                lost = {
+                    parent for parent in atoms[index.atom].parents if _binding(box, index, parent) is None
+                }
                 if lost:
                     atoms.restrict(index.atom, atoms[index.atom].parents - lost)
                     return True
@@ -172,7 +175,7 @@ def tensor_cells(
     scale = row_major(label.shape)
     cells = []
     for box in _joined(label, namer, behaviour):
-        box = box._replace(indices=tuple(sorted(box.indices, key=lambda i: (i.axis, -i.stride))))
+        box = box._replace(indices=_contiguous(box.indices, namer))
         dims: list[Dim] = []
         behind: list[int | None] = []
         for index in box.indices:
@@ -189,6 +192,20 @@ def tensor_cells(
     return sorted(cells, key=lambda cell: cell[0].offset)
 
 
+def _contiguous(indices: Sequence[Index], namer: Namer) -> tuple[Index, ...]:
+    """Sorted, with neighbouring fixed indices of one axis as one."""
+    atoms = namer.atoms
+    kept: list[Index] = []
+    for index in sorted(indices, key=lambda i: (i.axis, -i.stride)):
+        last = kept[-1] if kept else None
+        fixed = index.atom not in namer.names and last is not None and last.atom not in namer.names
+        size = atoms[index.atom].size
+        if fixed and last is not None and last[:2] == (index.axis, index.stride * size):
+            index = index._replace(atom=atoms.fresh(size * atoms[kept.pop().atom].size, (), "fixed"))
+        kept.append(index)
+    return tuple(kept)
+
+
 def _joined(label: Label, namer: Namer, behaviour: Behaviour) -> list[Box]:
     """As few boxes as can be: those that differ only in where they stand on an axis become one."""
     boxes = list(label.boxes)
@@ -203,7 +220,9 @@ def _joined(label: Label, namer: Namer, behaviour: Behaviour) -> list[Box]:
 def _joined_along(boxes: Sequence[Box], axis: int, namer: Namer, behaviour: Behaviour) -> list[Box]:
     alike: dict[object, list[Box]] = {}
     for box in boxes:
-        live = tuple(_key(i, namer, behaviour) for i in box.indices if i.axis == axis and i.atom in namer.names)
+        live = tuple(
+            _key(i, namer, behaviour) for i in box.indices if i.axis == axis and i.atom in namer.names
+        )
         fixed = [i for i in box.indices if i.axis == axis and i.atom not in namer.names]
         # beside live indices a fixed one keeps its place; without any, only the positions matter
         own: object = (live, tuple(_key(i, namer, behaviour) for i in fixed)) if live else "fixed"
@@ -230,7 +249,7 @@ def _merged(boxes: Sequence[Box], axis: int, namer: Namer) -> list[Box]:
         positions = sorted(at for box in boxes for at in _positions(box, axis, namer.atoms))
         kept = tuple(i for i in first.indices if i.axis != axis)
         on_axis = []
-    steps = {after - before for before, after in zip(positions, positions[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(positions)}
     if (len(boxes) == 1 and len(first.indices) - len(kept) < 2) or len(steps) != 1:
         return list(boxes)
     extra = Index(axis, steps.pop(), namer.atoms.fresh(len(positions), (), "fixed"))
@@ -326,7 +345,8 @@ def _scalings(
         base = f"{solution.kind}({group})"
         counts[base] = counts.get(base, 0) + 1
         name = base if counts[base] == 1 else f"{base[:-1]}, {counts[base]})"
-        shifts, step = (), 0.0
+        shifts: tuple[Exponent, ...] = ()
+        step = 0.0
         if solution.shift is not None:
             shifts = _everywhere(solution.shift.tensor, tensors, group)
             step = phase_step(solution.shift)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from weightspace.spec.tracing._atoms import Atoms, Case, Product, Sum
@@ -57,7 +58,7 @@ class Shift(NamedTuple):
 Pair = tuple[Index, Index]
 
 
-class Conflict(Exception):
+class ConflictError(Exception):
     """Two ways to write one axis as a product that have no common refinement."""
 
 
@@ -231,9 +232,7 @@ class Labels:
                 self.atoms.merge((a.atom, b.atom) for a, b in found)
                 return self.resolve(first), self.resolve(second), found
 
-    def _matches(
-        self, first: Label, second: Label, axes: Sequence[tuple[int, int]]
-    ) -> list[Pair] | None:
+    def _matches(self, first: Label, second: Label, axes: Sequence[tuple[int, int]]) -> list[Pair] | None:
         """All pairs of indices that must be identified; None after an atom had to be split."""
         pairs: list[Pair] = []
         for a in first.boxes:
@@ -249,9 +248,7 @@ class Labels:
         for on_a, on_b in axes:
             of_a, of_b = _on(a, on_a), _on(b, on_b)
             if a.offsets[on_a] == b.offsets[on_b] and self._alike(of_a, of_b):
-                runs.append(
-                    ([Run(i.stride, 0, i) for i in of_a], [Run(i.stride, 0, i) for i in of_b])
-                )
+                runs.append(([Run(i.stride, 0, i) for i in of_a], [Run(i.stride, 0, i) for i in of_b]))
                 continue
             if self._disjoint(a, on_a, b, on_b):
                 return []
@@ -261,7 +258,7 @@ class Labels:
                 strides = _chain({1} | {i.stride for i in (*of_a, *of_b)})
                 fits_a = self.fit(of_a, a.offsets[on_a], strides)
                 fits_b = self.fit(of_b, b.offsets[on_b], strides)
-            except Conflict:
+            except ConflictError:
                 self._give_up(of_a, of_b)
                 continue
             if fits_a is None or fits_b is None:
@@ -278,10 +275,10 @@ class Labels:
         if any(cuts):
             return None
         return [
-            (x.index, y.index)
+            (x.entry, y.entry)
             for of_a_runs, of_b_runs in runs
             for x, y in zip(of_a_runs, of_b_runs, strict=True)
-            if x.index is not None and y.index is not None
+            if x.entry is not None and y.entry is not None
         ]
 
     def overlap(self, a: Box, b: Box, axes: Iterable[int]) -> bool:
@@ -326,7 +323,7 @@ class Labels:
         None after an atom had to be split as a product or cut.
 
         Raises:
-            Conflict: an index runs over parts of digits that no cut can mend.
+            ConflictError: an index runs over parts of digits that no cut can mend.
         """
         by_stride = {index.stride: index for index in indices}
         runs = []
@@ -361,15 +358,15 @@ class Labels:
         changed = False
         for run in (x, y):
             within = [end for end in ends if run.start <= end <= run.start + self.length(run)]
-            sizes = [after - before for before, after in zip(within, within[1:], strict=False)]
-            if len(sizes) > 1 and run.index is not None and self.atoms[run.index.atom].link is None:
-                self.atoms.cut(run.index.atom, sizes)
+            sizes = [after - before for before, after in pairwise(within)]
+            if len(sizes) > 1 and run.entry is not None and self.atoms[run.entry.atom].link is None:
+                self.atoms.cut(run.entry.atom, sizes)
                 changed = True
         return changed
 
     def length(self, run: Run) -> int:
         """How many indices a run has."""
-        return 1 if run.index is None else self.size(run.index)
+        return 1 if run.entry is None else self.size(run.entry)
 
     # -- axes ----------------------------------------------------------------------------------------------
 
@@ -482,7 +479,7 @@ class Labels:
             try:
                 if all(self._fits(box, axes, scale, wanted) for box in label.boxes):
                     return label
-            except Conflict:
+            except ConflictError:
                 return None
 
     def _fits(self, box: Box, axes: Sequence[int], scale: Sequence[int], wanted: set[int]) -> bool:
@@ -528,7 +525,7 @@ class Run(NamedTuple):
 
     stride: int
     start: int
-    index: Index | None
+    entry: Index | None
 
 
 def _on(box: Box, axis: int) -> list[Index]:
@@ -555,11 +552,11 @@ def _chain(strides: set[int]) -> list[int]:
     """Strides from the largest to 1, each a multiple of the next.
 
     Raises:
-        Conflict: they are not.
+        ConflictError: they are not.
     """
     ordered = sorted(strides, reverse=True)
-    if any(larger % smaller for larger, smaller in zip(ordered, ordered[1:], strict=False)):
-        raise Conflict
+    if any(larger % smaller for larger, smaller in pairwise(ordered)):
+        raise ConflictError
     return ordered
 
 
@@ -594,7 +591,12 @@ def regroup(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 def _moved(label: Label, shape: tuple[int, ...]) -> Label:
     """The same elements under new axes; every index lies within one of them."""
     groups = [
-        (before, after, row_major([label.shape[axis] for axis in before]), row_major([shape[axis] for axis in after]))
+        (
+            before,
+            after,
+            row_major([label.shape[axis] for axis in before]),
+            row_major([shape[axis] for axis in after]),
+        )
         for before, after in regroup(label.shape, shape)
     ]
     boxes = []
@@ -607,7 +609,9 @@ def _moved(label: Label, shape: tuple[int, ...]) -> Label:
             for axis, step in zip(before, scale, strict=True):
                 for index in _on(box, axis):
                     stride = index.stride * step
-                    place = next(at for at, new in enumerate(wanted) if stride >= new and shape[after[at]] > 1)
+                    place = next(
+                        at for at, new in enumerate(wanted) if stride >= new and shape[after[at]] > 1
+                    )
                     indices.append(index._replace(axis=after[place], stride=stride // wanted[place]))
         boxes.append(_sorted(Box(tuple(offsets), tuple(indices))))
     return Label(shape, tuple(boxes), None, label.zero)

@@ -92,9 +92,7 @@ def _scaled(row: Mapping[int, Fraction], factor: Fraction, modulus: int | None) 
     return {at: value for at, value in scaled.items() if value}
 
 
-def _solution(
-    free: int, pivots: Mapping[int, Mapping[int, Fraction]], modulus: int | None
-) -> dict[int, int]:
+def _solution(free: int, pivots: Mapping[int, Mapping[int, Fraction]], modulus: int | None) -> dict[int, int]:
     values = {free: Fraction(1)}
     values |= {at: -row[free] for at, row in pivots.items() if free in row}
     if modulus is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -56,7 +58,9 @@ class Program:
     nodes: tuple[fx.Node, ...]
     text: str
 
-    def run(self, weights: Mapping[str, Tensor], inputs: Inputs, *, everything: bool = False) -> dict[str, Any]:
+    def run(
+        self, weights: Mapping[str, Tensor], inputs: Inputs, *, everything: bool = False
+    ) -> dict[str, Any]:
         """Values by node name, computed in float64: those of the outputs, or of all nodes.
 
         What the graph casts to a narrower floating type stays float64.
@@ -88,7 +92,11 @@ class Program:
         return ends
 
     def _value(
-        self, node: fx.Node, weights: Mapping[str, Tensor], given: Mapping[str, Tensor], env: Mapping[str, Any]
+        self,
+        node: fx.Node,
+        weights: Mapping[str, Tensor],
+        given: Mapping[str, Tensor],
+        env: Mapping[str, Any],
     ) -> Any:
         if node.op == "placeholder":
             if node.name in self.names:
@@ -113,7 +121,9 @@ def call(node: fx.Node, env: Mapping[str, Any], device: str | None = None) -> An
     # factories without a dtype make float32
     wide = "dtype" in _arguments(node) and kwargs.get("dtype") is None and _makes_floats(node)
     with torch.no_grad():
-        return node.target(*args, **({**kwargs, "dtype": torch.float64} if wide else kwargs))
+        return cast(Callable[..., Any], node.target)(
+            *args, **({**kwargs, "dtype": torch.float64} if wide else kwargs)
+        )
 
 
 def _arguments(node: fx.Node) -> list[str]:
@@ -130,6 +140,14 @@ def _wide(value: Any) -> Any:
     return pytree.tree_map(
         lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.dtype in _HALF else leaf, value
     )
+
+
+def beside(module: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs on the device where the module's parameters are."""
+    device = next((tensor.device for tensor in module.state_dict(keep_vars=True).values()), None)
+    if device is None:
+        return inputs
+    return cast(Inputs, pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs))
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -153,7 +171,7 @@ def export(
     Raises:
         SpecError: the module does not accept the inputs or cannot be exported, or an output has no such name.
     """
-    args, kwargs = as_call(inputs)
+    args, kwargs = as_call(beside(module, inputs))
     with _evaluation(module), _silence(), torch.no_grad():
         exported = _exported(module, args, kwargs, set(known))
     signature = exported.graph_signature
@@ -168,7 +186,10 @@ def export(
     moving = {node: name for node, name in names.items() if name in trained or name in statistics}
     values = {
         node: exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
-        for node, target in {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}.items()
+        for node, target in {
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }.items()
         if node not in moving
     }
     results = _outputs(exported, outputs)
@@ -213,7 +234,11 @@ def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     where = next((line for line in lines if line.startswith("File ") and "site-packages" not in line), "")
     if not where:
-        blamed = [frame for frame in _frames(error) if "site-packages" not in frame and "weightspace/spec" not in frame]
+        blamed = [
+            frame
+            for frame in _frames(error)
+            if "site-packages" not in frame and "weightspace/spec" not in frame
+        ]
         where = blamed[-1] if blamed else ""
     text = lines[0] if lines else type(error).__name__
     return f"{text} ({where})" if where and where not in text else text
@@ -242,11 +267,11 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Neither warnings nor the log lines that PyTorch writes before it raises what we report ourselves."""
+    """Neither warnings nor the lines that PyTorch logs and prints before it raises what we report ourselves."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -297,7 +322,10 @@ def _outputs(
 
 
 def _path(keys: Sequence[Any]) -> str:
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys) or "0"
+    return (
+        ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in keys)
+        or "0"
+    )
 
 
 def _reaching(graph: fx.Graph, outputs: Sequence[fx.Node]) -> list[fx.Node]:

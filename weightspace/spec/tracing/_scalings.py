@@ -40,12 +40,13 @@ def find_scalings(trace: Trace, programs: Sequence[Program]) -> list[Solution]:
     """
     places = _number(trace)
     found: list[Solution] = []
-    for kind in ("positive", "sign"):
+    kinds: tuple[Literal["positive", "sign"], ...] = ("positive", "sign")
+    for kind in kinds:
         trace.powers, trace.equations, trace.flips, trace.slack = kind, [], {}, {}
         trace.unknowns = list(range(len(places)))
         for program in programs:
             trace.run(program)
-        found += _solve(trace, places, kind)  # type: ignore[arg-type]
+        found += _solve(trace, places, kind)
     trace.powers = None
     return _independent(found, places, trace)
 

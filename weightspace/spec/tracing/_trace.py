@@ -89,7 +89,7 @@ class Trace(Labels):
         assert self.node is not None
         return any(user.args[1] == place and user.users for user in self.node.users)
 
-    def fraction(self, value: float) -> Fraction:
+    def fraction(self, value: int | float) -> Fraction:
         """An exact coefficient."""
         return Fraction(value).limit_denominator(64)
 
@@ -174,13 +174,11 @@ class Trace(Labels):
             known = type(value) in (Tensor, torch.nn.Parameter) and value.device.type != "meta"
             return value if known else self.fixed(value.shape)
         self.reason = f"input {node.name}"
-        value = node.meta.get("val")
-        return self.fixed(value.shape) if isinstance(value, Tensor) else value
+        given = node.meta.get("val")
+        return self.fixed(given.shape) if isinstance(given, Tensor) else given
 
     def _uses(self, program: Program, name: str) -> int:
-        return sum(
-            len(node.users) for node in program.nodes if program.names.get(node.name) == name
-        )
+        return sum(len(node.users) for node in program.nodes if program.names.get(node.name) == name)
 
     def _place(self, node: fx.Node) -> str:
         stack = node.meta.get("nn_module_stack") or {}
