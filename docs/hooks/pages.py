@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -45,6 +46,12 @@ def commands() -> str:
         )
         parts.append(f"## weightspace {name}\n\n```text\n{command.get_help(context).strip()}\n```")
     return "\n\n".join(parts)
+
+
+def traced_networks() -> str:
+    """The table that ``benchmarks/tracing.py`` wrote, and the command and versions below it."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "tracing.md"
+    return results.read_text(encoding="utf-8").partition("\n\n")[2]
 
 
 # -- tables from the registries and the configurations -----------------------------------------------------
@@ -186,5 +193,6 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "sources": sources,
     "split-fields": split_fields,
     "tasks": tasks,
+    "traced-networks": traced_networks,
     "training-fields": training_fields,
 }

@@ -173,30 +173,46 @@ def test_a_sequential_without_biases():
     spec_of(module).verify(module, torch.randn(5, 3)).raise_if_wrong(1e-10)
 
 
-REFUSED = {
-    "no spec is known for Conv2d": nn.Conv2d(1, 1, 1),
-    r"no rule for BatchNorm1d in nn\.Sequential": nn.Sequential(
-        nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)
-    ),
-    "one and the same activation between each two of them, found Linear, ReLU, Linear, Tanh, Linear": nn.Sequential(
-        nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)
-    ),
-    "one and the same activation between each two of them, found Linear, Linear": nn.Sequential(
-        nn.Linear(2, 3), nn.Linear(3, 1)
-    ),
-    "expected biases on all linear layers or on none": nn.Sequential(
-        nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1)
-    ),
-    "one and the same activation between each two of them, found ReLU, Linear, Linear": nn.Sequential(
-        nn.ReLU(), nn.Linear(2, 3), nn.Linear(3, 1)
-    ),
-    "one and the same activation between each two of them, found Linear, Linear, Tanh": nn.Sequential(
-        nn.Linear(2, 3), nn.Linear(3, 1), nn.Tanh()
-    ),
-}
+def test_what_a_sequential_holds_does_not_matter():
+    module = nn.Sequential(
+        nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)
+    )
+    spec = spec_of(module)
+    assert [group.size for group in spec.groups.values()] == [3, 5]
+    spec.verify(module, torch.randn(5, 2)).raise_if_wrong(1e-10)
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_modules_whose_symmetries_are_unknown_are_refused(message):
-    with pytest.raises(SpecError, match=message):
-        spec_of(REFUSED[message])
+def test_other_modules_are_traced_with_example_inputs():
+    module = nn.Conv2d(1, 4, 3)
+    with pytest.raises(
+        SpecError, match=r"module: Conv2d is traced with example inputs; pass example_inputs="
+    ):
+        spec_of(module)
+    assert spec_of(module, torch.zeros(2, 1, 5, 5)).num_parameters == 40
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "sine", "gaussian"])
+def test_the_spec_that_is_written_down_for_mlps_is_the_traced_one(activation):
+    net = MLP([2, 5, 6, 4, 3], activation=activation)
+    assert spec_of(net) == WeightSpec.trace(net, torch.zeros(2, 2), more_inputs=[torch.zeros(3, 2)])
+
+
+def test_networks_of_any_module_make_a_zoo(tmp_path):
+    def network():
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 2),
+        )
+
+    networks = [network() for _ in range(3)]
+    zoo = Zoo.from_state_dicts(
+        [net.state_dict() for net in networks], module=networks[0], example_inputs=torch.zeros(2, 1, 5, 5)
+    )
+    opened = Zoo.open(zoo.save(tmp_path / "cnn.h5"))["networks"]
+    assert opened.spec == WeightSpec.trace(networks[0], torch.zeros(2, 1, 5, 5))
+    assert list(opened.spec.constants) == ["1.num_batches_tracked"]
+    assert torch.equal(opened.weights_of(2)["1.running_mean"], networks[2].state_dict()["1.running_mean"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
@@ -451,8 +452,8 @@ class WeightSpec:
 
     # -- text ----------------------------------------------------------------------------------------------
 
-    def to_json(self) -> str:
-        """One line of JSON from which :meth:`from_json` builds an equal spec."""
+    def to_json(self, *, provenance: bool = True) -> str:
+        """One line of JSON from which :meth:`from_json` builds an equal spec, with or without its provenance."""
         document: dict[str, Any] = {
             "groups": [asdict(group) for group in self.groups.values()],
             "tensors": {name: asdict(tensor) for name, tensor in self.tensors.items()},
@@ -460,7 +461,7 @@ class WeightSpec:
         }
         if self.constants:
             document["constants"] = dict(self.constants)
-        if self.provenance != Provenance():
+        if provenance and self.provenance != Provenance():
             document["provenance"] = {
                 "inputs": self.provenance.inputs,
                 "pinned": dict(self.provenance.pinned),
@@ -491,7 +492,10 @@ class WeightSpec:
     def __repr__(self) -> str:
         lines = [f"WeightSpec: {len(self.tensors)} tensors, {self.num_parameters:,} parameters"]
         for group in self.groups.values():
-            kinds = [scaling.kind for scaling in self.scalings.values() if scaling.group == group.name]
+            counts = Counter(
+                scaling.kind for scaling in self.scalings.values() if scaling.group == group.name
+            )
+            kinds = [kind if count == 1 else f"{kind} x {count}" for kind, count in counts.items()]
             within = [f"within {', '.join(group.within)}"] if group.within else []
             activation = [group.activation] if group.activation else []
             lines.append(

@@ -88,7 +88,9 @@ def verify(
     Raises:
         SpecError: the spec names a tensor that the module lacks, or of another shape.
     """
-    return measure(spec, _state(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed)
+    return measure(
+        spec, _state(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed
+    )
 
 
 def measure(

@@ -65,7 +65,7 @@ def build_network(
 def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Task) -> None:
     """Write the parameters, and what is needed to rebuild the metanetwork around them."""
     description = {
-        "spec": json.loads(dataset.spec.to_json()),
+        "spec": json.loads(dataset.spec.to_json(provenance=False)),
         "architecture": dataset.population.architecture,
         "task": task.state(),
     }

@@ -1,28 +1,29 @@
-"""From a module to the spec of its weight space, for the architectures whose spec is known."""
+"""From a module to the spec of its weight space."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from weightspace.errors import SpecError
 from weightspace.nets import MLP
 from weightspace.spec import WeightSpec
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Tanh: "tanh",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Sigmoid: "sigmoid",
-}
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 
 
-def spec_of(module: nn.Module) -> WeightSpec:
-    """The spec of a built-in network, or of an ``nn.Sequential`` of linear layers and one activation.
+def spec_of(module: nn.Module, example_inputs: Inputs | None = None) -> WeightSpec:
+    """The spec of any module, traced; for the library's own MLPs it is written down, which is faster.
+
+    Args:
+        module: the network.
+        example_inputs: what to trace it with, see :func:`weightspace.spec.trace`; not needed for the library's
+            own networks and for an ``nn.Sequential`` that begins with a linear layer.
 
     Raises:
-        SpecError: any other module; pass ``spec=`` for those.
+        SpecError: example inputs are needed, or the module cannot be traced with them.
 
     Example:
         >>> spec_of(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))).groups["hidden0"].activation
@@ -30,33 +31,17 @@ def spec_of(module: nn.Module) -> WeightSpec:
     """
     if isinstance(module, MLP):
         return WeightSpec.mlp(module.widths, activation=module.activation, w0=module.w0)
-    if type(module) is nn.Sequential:
-        return _sequential_spec(module)
-    raise SpecError(f"module: no spec is known for {type(module).__name__}; describe it and pass spec=")
-
-
-def _sequential_spec(module: nn.Sequential) -> WeightSpec:
-    layers = [(name, child) for name, child in module.named_children() if isinstance(child, nn.Linear)]
-    rest = [child for child in module if not isinstance(child, nn.Linear | nn.Flatten | nn.Dropout)]
-    unknown = [child for child in rest if type(child) not in _ACTIVATIONS]
-    if unknown:
-        raise SpecError(f"module: no rule for {type(unknown[0]).__name__} in nn.Sequential; pass spec=")
-    kinds = {_ACTIVATIONS[type(child)] for child in rest}
-    linear = [
-        isinstance(child, nn.Linear) for child in module if not isinstance(child, nn.Flatten | nn.Dropout)
-    ]
-    alternating = [at % 2 == 0 for at in range(2 * len(layers) - 1)]
-    if not layers or len(kinds) > 1 or linear != alternating:
+    inputs = _inputs_of(module) if example_inputs is None else example_inputs
+    if inputs is None:
         raise SpecError(
-            "module: expected linear layers with one and the same activation between each two of them, "
-            f"found {', '.join(type(child).__name__ for child in module)}; pass spec="
+            f"module: {type(module).__name__} is traced with example inputs; pass example_inputs= (or spec=)"
         )
-    if len({layer.bias is None for _, layer in layers}) > 1:
-        raise SpecError("module: expected biases on all linear layers or on none; pass spec=")
-    widths = [layers[0][1].in_features, *(layer.out_features for _, layer in layers)]
-    return WeightSpec.mlp(
-        widths,
-        activation=kinds.pop() if kinds else "relu",
-        layers=[name for name, _ in layers],
-        bias=layers[0][1].bias is not None,
-    )
+    return WeightSpec.trace(module, inputs)
+
+
+def _inputs_of(module: nn.Module) -> Tensor | None:
+    """Two inputs for a chain of layers of which the first one with parameters is linear."""
+    if not isinstance(module, nn.Sequential):
+        return None
+    first = next((child for child in module if next(child.parameters(), None) is not None), None)
+    return torch.zeros(2, first.in_features) if isinstance(first, nn.Linear) else None

@@ -124,7 +124,7 @@ def _write_header(file: h5py.File, recipe: Mapping[str, Any] | None, digest: str
 
 
 def _write_population(group: h5py.Group, population: Population, blocks: Iterable[np.ndarray]) -> None:
-    group.attrs["spec"] = population.spec.to_json()
+    group.attrs["spec"] = population.spec.to_json(provenance=False)
     group.attrs["architecture"] = canonical_json(population.architecture)
     group.attrs["protocol"] = canonical_json(population.protocol)
     group.attrs["weights_dtype"] = population.dtype
@@ -187,7 +187,11 @@ def _digest(
     for name in sorted(parts):
         population, weights = parts[name]
         text(name)
-        for value in (json.loads(population.spec.to_json()), population.architecture, population.protocol):
+        for value in (
+            json.loads(population.spec.to_json(provenance=False)),
+            population.architecture,
+            population.protocol,
+        ):
             text(canonical_json(value))
         fields = {**PER_ROW, **PER_NETWORK, "weights": STORAGE[population.dtype]}
         for key in sorted(fields):

@@ -180,6 +180,7 @@ class Zoo:
         state_dicts: Sequence[Mapping[str, Tensor]],
         *,
         module: nn.Module | None = None,
+        example_inputs: Tensor | tuple[Any, ...] | dict[str, Any] | None = None,
         spec: WeightSpec | None = None,
         labels: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
@@ -192,8 +193,9 @@ class Zoo:
 
         Args:
             state_dicts: one per network, all of one architecture.
-            module: a network of that architecture, from which the spec is derived.
-            spec: the weight space, for modules whose spec cannot be derived.
+            module: a network of that architecture, from which the spec is traced.
+            example_inputs: what to trace it with; see :func:`weightspace.zoo.spec_of` for when it is needed.
+            spec: the weight space, instead of ``module``.
             labels: one value per network under each name (integers or floats).
             metrics: one float per network under each name.
             source: the item that each network was trained on; networks of one item share a split. By default
@@ -203,7 +205,7 @@ class Zoo:
             name: of the population; the kind of the module by default.
 
         Raises:
-            SpecError: no spec can be derived, or a state dict does not fit it.
+            SpecError: the module cannot be traced, or a state dict does not fit its spec.
             ConfigError: labels or metrics of the wrong length.
         """
         from weightspace.zoo._state_dicts import population_from_state_dicts
@@ -211,7 +213,7 @@ class Zoo:
         if spec is None:
             if module is None:
                 raise ConfigError("from_state_dicts: expected module= or spec=, found neither")
-            spec = spec_of(module)
+            spec = spec_of(module, example_inputs)
         population = population_from_state_dicts(
             state_dicts, module, spec, labels or {}, metrics or {}, source, fractions, seed
         )

@@ -5,4 +5,14 @@ from weightspace.spec.tracing._derive import trace
 from weightspace.spec.tracing._program import Inputs, Program, as_call, export
 from weightspace.spec.tracing._trace import RULES, rule
 
-__all__ = ["RULES", "Inputs", "NodeChange", "Program", "as_call", "check_operators", "export", "rule", "trace"]
+__all__ = [
+    "RULES",
+    "Inputs",
+    "NodeChange",
+    "Program",
+    "as_call",
+    "check_operators",
+    "export",
+    "rule",
+    "trace",
+]

@@ -147,8 +147,10 @@ class Namer:
 
     def _kind(self, number: int) -> str:
         atom = self.atoms[number]
+        if atom.heads:
+            return "heads"
         if any(child in self.rank for child in atom.children):
-            return "heads" if atom.heads else "blocks"
+            return "blocks"
         return "features" if atom.parents else "hidden"
 
     def within(self, number: int) -> list[int]:

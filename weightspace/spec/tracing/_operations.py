@@ -67,7 +67,9 @@ def einsum(t: Labels, equation: str, first: Label, second: Label) -> Label:
     """
     inputs, out = equation.split("->")
     letters = tuple(inputs.split(","))
-    operands = [_squeezed(t, t.loose(label), names) for label, names in zip((first, second), letters, strict=True)]
+    operands = [
+        _squeezed(t, t.loose(label), names) for label, names in zip((first, second), letters, strict=True)
+    ]
     operands = [_alone(t, operands[at], operands[1 - at][1], out) for at in (0, 1)]
     (a, on_a), (b, on_b) = operands
     shared = [name for name in on_a if name in on_b]
@@ -132,7 +134,7 @@ def inhomogeneous(t: Labels, label: Label, axes: Iterable[int] | None = None) ->
         return label._replace(shift=None)
     wanted = range(len(label.shape)) if axes is None else set(axes)
     t.vanish(i.power for box in label.boxes for i in box.indices if i.axis in wanted)
-    return label._replace(shift=None)
+    return label._replace(shift=None, zero=False)
 
 
 def permute(t: Labels, label: Label, order: Sequence[int]) -> Label:
@@ -221,7 +223,7 @@ def concatenate(t: Labels, labels: Sequence[Label], axis: int) -> Label:
     boxes: list[Box] = []
     start = 0
     for label in labels:
-        for box in t.resolve(label).boxes:
+        for box in t.resolve(t.loose(label)).boxes:
             offsets = tuple(at + start if place == axis else at for place, at in enumerate(box.offsets))
             boxes.append(box._replace(offsets=offsets))
         start += label.shape[axis]

@@ -172,8 +172,9 @@ def export(
         SpecError: the module does not accept the inputs or cannot be exported, or an output has no such name.
     """
     args, kwargs = as_call(beside(module, inputs))
-    with _evaluation(module), _silence(), torch.no_grad():
+    with _mode(module, training=False), _silence(), torch.no_grad():
         exported = _exported(module, args, kwargs, set(known))
+        updated = _updated_in_training(module, args, kwargs, set(_statistics_of(exported)))
     signature = exported.graph_signature
     first = _first_names(module)
     graph = exported.graph
@@ -181,7 +182,8 @@ def export(
         node: first.get(target, target)
         for node, target in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
     }
-    statistics = frozenset(_statistics(graph, names))
+    estimated = {*_statistics_of(exported), *updated}
+    statistics = frozenset(first.get(name, name) for name in estimated)
     trained = {first.get(name, name) for name in signature.inputs_to_parameters.values()}
     moving = {node: name for node, name in names.items() if name in trained or name in statistics}
     values = {
@@ -219,14 +221,19 @@ def _exported(
             f"module: {type(module).__name__} cannot be exported with these inputs: {_cause(error)}; "
             "describe it by hand with WeightSpec.build"
         ) from error
-    missing = {
-        node.target
-        for node in exported.graph.nodes
-        if node.op == "call_function" and operator_name(node) not in known
-    }
-    table = torch.export.default_decompositions()
-    wanted = {target: table[target] for target in missing if target in table} if known else {}
-    return exported.run_decompositions(wanted) if wanted else exported
+    table = torch.export.default_decompositions() if known else {}
+    tried: set[Any] = set()
+    while wanted := {
+        target: table[target] for target in _without_rule(exported, known) - tried if target in table
+    }:
+        exported = exported.run_decompositions(wanted)
+        tried.update(wanted)
+    return exported
+
+
+def _without_rule(exported: torch.export.ExportedProgram, known: set[str]) -> set[Any]:
+    nodes = (node for node in exported.graph.nodes if node.op == "call_function")
+    return {node.target for node in nodes if operator_name(node) not in known}
 
 
 def _cause(error: BaseException) -> str:
@@ -255,14 +262,15 @@ def _frames(error: BaseException) -> list[str]:
 
 
 @contextmanager
-def _evaluation(module: nn.Module) -> Iterator[None]:
-    training = [child for child in module.modules() if child.training]
-    module.eval()
+def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Every part of the module in one mode, and afterwards in its own again."""
+    before = [(child, child.training) for child in module.modules()]
+    module.train(training)
     try:
         yield
     finally:
-        for child in training:
-            child.training = True
+        for child, mode in before:
+            child.training = mode
 
 
 @contextmanager
@@ -288,12 +296,37 @@ def _first_names(module: nn.Module) -> dict[str, str]:
     return {name: seen.setdefault(id(tensor), name) for name, tensor in named}
 
 
-def _statistics(graph: fx.Graph, names: Mapping[str, str]) -> Iterator[str]:
-    for node in graph.nodes:
+def _statistics_of(exported: torch.export.ExportedProgram) -> Iterator[str]:
+    """Names of the buffers that batch norms use as running statistics."""
+    buffers = exported.graph_signature.inputs_to_buffers
+    for node in exported.graph.nodes:
         for slot in _STATISTICS.get(operator_name(node), ()):
             argument = node.args[slot] if slot < len(node.args) else None
-            if isinstance(argument, fx.Node) and argument.name in names:
-                yield names[argument.name]
+            if isinstance(argument, fx.Node) and argument.name in buffers:
+                yield buffers[argument.name]
+
+
+def _updated_in_training(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], known: set[str]
+) -> set[str]:
+    """Names of other floating buffers that a call in training mode changes, such as those of a spectral norm.
+
+    They belong to the weights, as running statistics do. One more export, of modules that store such buffers.
+    """
+    stored = module.state_dict(keep_vars=True)
+    others = {
+        name
+        for name, buffer in module.named_buffers()
+        if name in stored and buffer.is_floating_point() and name not in known
+    }
+    if not others:
+        return set()
+    with _mode(module, training=True):
+        try:
+            exported = torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+        except Exception:  # batch norms refuse a single item in training mode, and so on: nothing is known
+            return set()
+    return others & set(exported.graph_signature.buffers_to_mutate.values())
 
 
 def operator_name(node: fx.Node) -> str:

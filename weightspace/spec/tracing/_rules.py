@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from weightspace.spec.tracing import _operations as op
 from weightspace.spec.tracing._labels import Label
 from weightspace.spec.tracing._powers import times
@@ -19,32 +21,58 @@ from weightspace.spec.tracing._trace import UNIFORM, Trace, rule
 
 # what a function of one variable does to powers: (positive factors, signs); None where no scaling survives
 _UNARY: dict[str, tuple[str | None, str | None]] = {
-    "relu": ("keep", None),
-    "leaky_relu": ("keep", None),
+    **dict.fromkeys(("relu", "leaky_relu", "rrelu"), ("keep", None)),
     "abs": ("keep", "even"),
     "square": ("double", "even"),
     "sqrt": ("half", None),
     "rsqrt": ("minus half", None),
     "reciprocal": ("minus", "keep"),
     "sign": ("forget", "keep"),
-    "heaviside": ("forget", None),
     "cosh": (None, "even"),
-    **dict.fromkeys(("neg", "conj", "real", "frac"), ("keep", "keep")),
+    "neg": ("keep", "keep"),
     **dict.fromkeys(
-        ("tanh", "sin", "tan", "asin", "atan", "sinh", "asinh", "atanh", "erf", "erfinv", "round", "trunc"),
+        (
+            "tanh",
+            "sin",
+            "tan",
+            "asin",
+            "atan",
+            "sinh",
+            "asinh",
+            "atanh",
+            "erf",
+            "erfinv",
+            "round",
+            "trunc",
+            "frac",
+        ),
         (None, "keep"),
     ),
-    **dict.fromkeys(("softsign", "tanhshrink", "softshrink", "hardshrink"), (None, "keep")),
     **dict.fromkeys(
         ("gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid", "hardswish"),
         (None, None),
     ),
     **dict.fromkeys(
-        ("hardsigmoid", "relu6", "threshold", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erfc"),
+        (
+            "hardsigmoid",
+            "relu6",
+            "threshold",
+            "exp",
+            "exp2",
+            "expm1",
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "erfc",
+        ),
         (None, None),
     ),
-    **dict.fromkeys(("floor", "ceil", "acos", "acosh", "isnan", "isinf", "logical_not", "bitwise_not"), (None, None)),
-    **dict.fromkeys(("digamma", "lgamma", "nan_to_num", "logit", "isfinite", "rrelu_with_noise"), (None, None)),
+    **dict.fromkeys(
+        ("floor", "ceil", "acos", "acosh", "isnan", "isinf", "logical_not", "bitwise_not"), (None, None)
+    ),
+    **dict.fromkeys(("digamma", "lgamma", "nan_to_num", "logit", "isfinite"), (None, None)),
+    "fake_quantize_per_tensor_affine": (None, None),
 }
 _POWERS = {
     "keep": 1,
@@ -57,7 +85,7 @@ _POWERS = {
 }
 _ACTIVATIONS = {
     "relu", "leaky_relu", "prelu", "tanh", "gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus",
-    "hardswish", "hardsigmoid", "hardtanh", "relu6", "softsign", "glu", "sine", "gaussian", "cosine",
+    "hardswish", "hardsigmoid", "hardtanh", "relu6", "glu", "rrelu", "sine", "gaussian", "cosine",
 }  # fmt: skip
 
 
@@ -77,7 +105,7 @@ def _scaled(t: Trace, x: Label, positive: str | None, sign: str | None) -> Label
     if behaviour is None:
         return op.inhomogeneous(t, x)
     factor = _POWERS[behaviour]
-    return t.with_powers(x, lambda power: times(power, t.fraction(factor)))._replace(shift=None)
+    return t.with_powers(x, lambda power: times(power, t.fraction(factor)))._replace(shift=None, zero=False)
 
 
 def _unary_rule(name: str, positive: str | None, sign: str | None) -> None:
@@ -102,10 +130,11 @@ def sine(t: Trace, x: Label) -> Label:
     return x if shift is None else t.flipped(x, shift)
 
 
-@rule("alias", "clone", "detach", "contiguous", "to", "_to_copy", "type_as", "lift_fresh_copy", "dropout", "view_as_real",
-      "feature_dropout", "alpha_dropout", "native_dropout", "positive", "float", "double", "fake_quantize_per_tensor_affine")  # fmt: skip
-def same(t: Trace, x: Label, *_: Any) -> Any:
-    """Changes neither shape nor values, or nothing in evaluation mode."""
+@rule("alias", "clone", "detach", "_to_copy", "native_dropout")
+def same(t: Trace, x: Label, dtype: Any = None, *_: Any) -> Any:
+    """Changes neither shape nor values, but for rounding to integers."""
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        x = op.inhomogeneous(t, x)
     return (x, t.fixed(x.shape)) if len(t.shapes) == 2 else x
 
 
@@ -131,13 +160,13 @@ def power(t: Trace, x: Any, exponent: Any) -> Label:
     if not isinstance(x, Label) or not isinstance(exponent, int | float):
         operands = [op.inhomogeneous(t, part) for part in (x, exponent) if isinstance(part, Label)]
         return op.pointwise(t, operands, "add")
-    whole = float(exponent).is_integer()
-    if t.powers == "positive" or (t.powers == "sign" and whole):
-        return t.with_powers(x, lambda form: times(form, t.fraction(exponent)))._replace(shift=None)
+    factor = t.fraction(exponent)
+    if float(factor) == exponent and (t.powers == "positive" or factor.denominator == 1):
+        return t.with_powers(x, lambda form: times(form, factor))._replace(shift=None, zero=False)
     return op.inhomogeneous(t, x)
 
 
-@rule("prelu", "_prelu_kernel")
+@rule("prelu")
 def prelu(t: Trace, x: Label, weight: Label) -> Label:
     """A slope per channel, axis 1, or one for all."""
     _activation(t, x, "prelu")
@@ -160,7 +189,7 @@ def glu(t: Trace, x: Label, axis: int) -> Label:
 # -- entry by entry, several operands ----------------------------------------------------------------------
 
 
-@rule("add", "sub", "rsub", "maximum", "minimum", "fmax", "fmin", "hypot", "lerp")
+@rule("add", "sub", "rsub", "maximum", "minimum", "fmax", "fmin", "hypot")
 def add(t: Trace, x: Any, y: Any, alpha: Any = 1, *_: Any) -> Label:
     """All operands scale alike; a constant other than 0 scales not at all."""
     operands = [part for part in (x, y, alpha) if isinstance(part, Label)]
@@ -176,21 +205,31 @@ def add(t: Trace, x: Any, y: Any, alpha: Any = 1, *_: Any) -> Label:
     return result._replace(shift=shifts[0] if shifts and t.name == "add" and plain else None)
 
 
-@rule("mul", "div", "true_divide", "multiply", "divide")
+@rule("lerp")
+def lerp(t: Trace, x: Label, y: Label, weight: Any) -> Label:
+    """``x + weight * (y - x)``."""
+    mixed = op.pointwise(t, [x, y], "add")
+    return (
+        op.pointwise(t, [mixed, op.inhomogeneous(t, weight)], "multiply")
+        if isinstance(weight, Label)
+        else mixed
+    )
+
+
+@rule("mul", "div")
 def multiply(t: Trace, x: Any, y: Any, *rounding: Any) -> Label:
     """Powers add; dividing subtracts them."""
     if any(part is not None for part in rounding):
         operands = [op.inhomogeneous(t, part) for part in (x, y) if isinstance(part, Label)]
         return op.pointwise(t, operands, "multiply")
-    divides = t.name in ("div", "true_divide", "divide")
-    if isinstance(y, Label) and divides:
+    if isinstance(y, Label) and t.name == "div":
         y = t.with_powers(y, lambda form: times(form, t.fraction(-1)))
     operands = [part for part in (x, y) if isinstance(part, Label)]
     if len(operands) == 1 and isinstance(y, int | float):
         (x,) = operands
         shift = x.shift
-        factor = 1 / y if divides and y else y
-        return x._replace(shift=shift and shift._replace(factor=shift.factor * factor))
+        factor = 1 / y if t.name == "div" and y else y
+        return x._replace(shift=shift._replace(factor=shift.factor * factor) if shift and factor else None)
     return op.pointwise(t, operands, "multiply")._replace(shift=None)
 
 
@@ -203,7 +242,8 @@ def addcmul(t: Trace, x: Label, y: Label, z: Label, value: Any = 1) -> Label:
 
 
 @rule("eq", "ne", "lt", "gt", "le", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or",
-      "fmod", "remainder", "floor_divide", "atan2", "xlogy", "logaddexp", "bitwise_xor", "copysign", "isclose")  # fmt: skip
+      "bitwise_xor", "fmod", "remainder", "floor_divide", "heaviside", "atan2", "xlogy", "logaddexp", "copysign",
+      "isclose")  # fmt: skip
 def compare(t: Trace, *operands: Any) -> Label:
     """No scaling survives."""
     labels = [op.inhomogeneous(t, part) for part in operands if isinstance(part, Label)]
@@ -216,8 +256,8 @@ def where(t: Trace, condition: Label, x: Any, y: Any) -> Label:
     labels = [part for part in (x, y) if isinstance(part, Label)]
     if any(isinstance(part, int | float) and part != 0 for part in (x, y)):
         labels = [op.inhomogeneous(t, part) for part in labels]
-    values = op.pointwise(t, labels, "add") if len(labels) > 1 else labels[0]
-    return op.pointwise(t, [values, op.inhomogeneous(t, condition)], "multiply")
+    values = [op.pointwise(t, labels, "add")] if labels else []
+    return op.pointwise(t, [*values, op.inhomogeneous(t, condition)], "multiply")
 
 
 @rule("masked_fill")
@@ -233,10 +273,11 @@ def masked_fill(t: Trace, x: Label, mask: Label, value: Any) -> Label:
 
 
 def _axes(x: Label, axes: Any) -> list[int]:
+    """Axes counted from the front; all of them where an overload of the operator takes none."""
     rank = len(x.shape)
-    if axes is None or (isinstance(axes, Sequence) and not axes):
-        return list(range(rank))
-    return [axis % rank for axis in (axes if isinstance(axes, Sequence) else [axes])]
+    if isinstance(axes, int) and not isinstance(axes, bool):
+        axes = [axes]
+    return [axis % rank for axis in (axes if isinstance(axes, Sequence) and axes else range(rank))]
 
 
 def _without(t: Trace, x: Label, axes: Sequence[int], keep: bool) -> Label:
@@ -250,71 +291,71 @@ def _without(t: Trace, x: Label, axes: Sequence[int], keep: bool) -> Label:
 
 
 @rule("sum", "mean", "nansum")
-def reduce_sum(t: Trace, x: Label, axes: Any = None, keep: Any = False, *_: Any) -> Label:
+def reduce_sum(t: Trace, x: Label, axes: Any = None, *_: Any) -> Label:
     """A sum needs that nothing along its axes scales."""
     over = _axes(x, axes)
     t.vanish(i.power for box in t.resolve(x).boxes for i in box.indices if i.axis in over)
-    return _without(t, x, over, bool(keep) if isinstance(keep, bool) else False)
+    return _without(t, x, over, len(t.shape) == len(x.shape))
 
 
-@rule("amax", "amin", "logsumexp", "prod", "any", "all", "std", "var", "argmax_free")
-def reduce_other(t: Trace, x: Label, axes: Any = None, *rest: Any) -> Label:
+@rule("amax", "amin", "logsumexp", "prod", "any", "all", "std", "var", "std_mean", "var_mean")
+def reduce_other(t: Trace, x: Label, axes: Any = None, *_: Any) -> Any:
     """Symmetric over its axes, but not linear."""
-    keep = len(t.shape) == len(x.shape)
-    positive = t.powers == "positive" and t.name in ("amax", "amin")
-    over = _axes(x, axes if not isinstance(axes, bool) else None)
-    x = op.inhomogeneous(t, x, over if positive else None)
-    return _without(t, x, over, keep)
+    over = _axes(x, axes)
+    keeps_factors = t.powers == "positive" and t.name in ("amax", "amin")
+    reduced = _without(
+        t, op.inhomogeneous(t, x, over if keeps_factors else None), over, len(t.shape) == len(x.shape)
+    )
+    return (reduced, reduced) if len(t.shapes) == 2 else reduced
 
 
-@rule("std_mean", "var_mean")
-def reduce_two(t: Trace, x: Label, axes: Any = None, *rest: Any) -> tuple[Label, Label]:
-    """Spread and mean over axes."""
-    keep = len(t.shape) == len(x.shape)
-    reduced = _without(t, op.inhomogeneous(t, x), _axes(x, axes), keep)
-    return reduced, reduced
+def _ranked(t: Trace, x: Label, axis: int) -> Label:
+    """What compares entries along an axis: it is fixed once somebody looks at positions."""
+    x = op.inhomogeneous(t, x, [axis] if t.powers == "positive" else None)
+    return t.pin(x, [axis]) if t.is_used(1) else x
 
 
-@rule("max", "min", "median", "mode")
-def reduce_max(t: Trace, x: Label, axis: Any = None, keep: bool = False) -> Any:
-    """The extreme entries, and where they are: their positions are fixed once somebody looks."""
-    if isinstance(axis, Label):
-        return add(t, x, axis)
-    x = op.inhomogeneous(t, x)
-    if axis is None:
-        return _without(t, x, _axes(x, None), keep=False)
-    if t.is_used(1):
-        x = t.pin(x, _axes(x, axis))
-    values = _without(t, x, _axes(x, axis), keep)
-    return values, values
+def _and_positions(t: Trace, values: Label) -> tuple[Label, Label]:
+    """Two outputs, the second of which does not scale."""
+    return values, t.with_powers(values, lambda form: ())
+
+
+@rule("max", "min", "median", "mode", "kthvalue")
+def pick(t: Trace, x: Label, *arguments: Any) -> Any:
+    """An entry along an axis that its rank picks, and where it is."""
+    if arguments and isinstance(arguments[0], Label):
+        return add(t, x, arguments[0])
+    if len(t.shapes) == 1:
+        return reduce_other(t, x)
+    (axis,) = _axes(x, arguments[t.name == "kthvalue"])
+    values = _without(t, _ranked(t, x, axis), [axis], len(t.shape) == len(x.shape))
+    return _and_positions(t, values)
 
 
 @rule("argmax", "argmin")
-def arg(t: Trace, x: Label, axis: Any = None, keep: bool = False) -> Label:
+def arg(t: Trace, x: Label, axis: Any = None, *_: Any) -> Label:
     """Positions along an axis: it may not move."""
-    x = op.inhomogeneous(t, t.pin(x, _axes(x, axis)))
-    return _without(t, x, _axes(x, axis), keep)
+    over = _axes(x, axis)
+    return _without(t, op.inhomogeneous(t, t.pin(x, over)), over, len(t.shape) == len(x.shape))
 
 
-@rule("sort", "topk", "kthvalue")
+@rule("sort", "topk")
 def sort(t: Trace, x: Label, *arguments: Any) -> tuple[Label, Label]:
     """Sorted values have lost the index of their axis; the positions, once used, pin it."""
     whole = [value for value in arguments if isinstance(value, int) and not isinstance(value, bool)]
-    given = whole[1:] if t.name in ("topk", "kthvalue") else whole
-    axis = (given[0] if given else -1) % len(x.shape)
-    x = op.inhomogeneous(t, x)
-    if t.is_used(1):
-        x = t.pin(x, [axis])
-    values = _without(t, x, [axis], keep=True)
-    if t.shape != values.shape:
-        values = t.freeze(t.reaxis(values, range(len(x.shape)), values.shape), {axis: t.shape[axis]})
-    return values, values
+    (axis,) = _axes(x, whole[t.name == "topk"])
+    return _and_positions(t, _filled(t, _without(t, _ranked(t, x, axis), [axis], keep=True)))
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+def _filled(t: Trace, label: Label) -> Label:
+    """Grow axes of size 1 to the operator's output, as fixed ones."""
+    return t.freeze(label, {axis: size for axis, size in enumerate(t.shape) if size != label.shape[axis]})
+
+
+@rule("softmax", "log_softmax")
 def softmax(t: Trace, x: Label, axis: int, *_: Any) -> Label:
-    """Symmetric over its axis; nothing scales."""
-    axis %= len(x.shape)
+    """Symmetric along its axis; one head for each index of the axes before the last two."""
+    (axis,) = _axes(x, axis)
     t.note_heads(x, axis)
     return op.symmetric(t, op.inhomogeneous(t, x), [axis])
 
@@ -324,10 +365,10 @@ def vector_norm(t: Trace, x: Label, order: Any = 2, axes: Any = None, keep: bool
     """A norm over axes: positive factors of the others stay, signs are lost."""
     over = _axes(x, axes)
     if t.powers == "positive":
-        x = op.inhomogeneous(t, x, over)
+        x = op.inhomogeneous(t, x, over if order else None)
     elif t.powers == "sign":
         x = t.with_powers(x, lambda form: ())
-    return _without(t, x, over, keep)._replace(shift=None)
+    return _without(t, x, over, keep)
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "cummax", "cummin")
@@ -336,7 +377,7 @@ def ordered(t: Trace, x: Label, axes: Any, more: Any = None, *_: Any) -> Any:
     which = _axes(x, more if t.name == "roll" else axes)
     kept = t.freeze(x, {axis: x.shape[axis] for axis in which})
     kept = kept if t.name in ("flip", "roll", "cumsum") else op.inhomogeneous(t, kept)
-    return (kept, t.fixed(t.shapes[1])) if len(t.shapes) == 2 else kept
+    return _and_positions(t, kept) if len(t.shapes) == 2 else kept
 
 
 # -- products ----------------------------------------------------------------------------------------------
@@ -359,7 +400,7 @@ def _letters(count: int, first: str = "a") -> str:
     return "".join(chr(ord(first) + at) for at in range(count))
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def matmul(t: Trace, x: Label, y: Label) -> Label:
     """Matrix products; leading axes are batches and broadcast."""
     ranks = len(x.shape), len(y.shape)
@@ -370,10 +411,10 @@ def matmul(t: Trace, x: Label, y: Label) -> Label:
     return op.einsum(t, f"{left},{right}->{out}", x, y)
 
 
-@rule("addmm", "baddbmm", "addbmm", "addmv")
-def addmm(t: Trace, bias: Label, x: Label, y: Label, *_: Any) -> Label:
+@rule("addmm", "addmv", "baddbmm")
+def addmm(t: Trace, bias: Label, x: Label, y: Label, beta: Any = 1, *_: Any) -> Label:
     """A product plus a bias."""
-    return add_in(t, matmul(t, x, y), bias)
+    return add_in(t, matmul(t, x, y), bias if beta == 1 else bias._replace(shift=None))
 
 
 @rule("outer", "ger")
@@ -415,14 +456,15 @@ def _dots(names: Sequence[str], out: str | None, ranks: Sequence[int]) -> tuple[
     extra = max(rank - len(name) + 3 for name, rank in zip(names, ranks, strict=True) if "." in name)
     dots = _letters(extra, "\u0400")
     written = [
-        name.replace("...", dots[extra - (rank - len(name) + 3) :]) for name, rank in zip(names, ranks, strict=True)
+        name.replace("...", dots[extra - (rank - len(name) + 3) :])
+        for name, rank in zip(names, ranks, strict=True)
     ]
     seen = "".join(names).replace(".", "")
     rest = "".join(sorted(name for name in set(seen) if seen.count(name) == 1))
     return written, dots + rest if out is None else out.replace("...", dots)
 
 
-@rule("bilinear", "_trilinear")
+@rule("bilinear")
 def bilinear(t: Trace, x: Label, y: Label, weight: Label, bias: Any = None, *_: Any) -> Label:
     """``x_i W_{oij} y_j + b``; both operands have the same leading axes."""
     letters = _letters(len(x.shape) - 1)
@@ -432,18 +474,24 @@ def bilinear(t: Trace, x: Label, y: Label, weight: Label, bias: Any = None, *_: 
 
 
 @rule("embedding")
-def embedding(t: Trace, weight: Label, indices: Any, *_: Any) -> Label:
+def embedding(t: Trace, weight: Label, positions: Label, *_: Any) -> Label:
     """Rows looked up by position: the vocabulary is fixed."""
-    features = _without(t, t.pin(weight, [0], t.reason.replace("embedding", "vocabulary of embedding")), [0], False)
-    rank = len(t.shape)
-    places: list[int | None] = [*[None] * (rank - 1), 0]
-    return _filled(t, t.reaxis(features, places, [*[1] * (rank - 1), t.shape[-1]]))
+    weight = t.pin(weight, [0], t.reason.replace("embedding", "vocabulary of embedding"))
+    return index(t, weight, [positions])
 
 
-def _filled(t: Trace, label: Label) -> Label:
-    """Grow axes of size 1 to the operator's output, as fixed ones."""
-    sizes = {axis: size for axis, size in enumerate(t.shape) if size != label.shape[axis]}
-    return t.freeze(label, sizes) if sizes else label
+@rule("embedding_bag")
+def embedding_bag(
+    t: Trace, weight: Label, positions: Label, offsets: Label, *settings: Any
+) -> tuple[Label, ...]:
+    """Sums, means or maxima of rows."""
+    mode, factors = settings[1], settings[3]
+    looked_up = embedding(t, weight, t.pin(positions))
+    bags = t.freeze(looked_up, {0: t.shape[0]})
+    if mode == 2:
+        bags = _scaled(t, bags, "keep", None)
+    t.give_up(part for part in (offsets, factors) if isinstance(part, Label))
+    return (bags, *(t.fixed(shape) for shape in t.shapes[1:]))
 
 
 # -- convolutions and pooling ------------------------------------------------------------------------------
@@ -461,7 +509,7 @@ def transposed_convolution(t: Trace, x: Label, weight: Label, bias: Any, *settin
     return _convolve(t, x, weight, bias, int(settings[3]), transposed=True)
 
 
-@rule("convolution", "_convolution")
+@rule("convolution")
 def any_convolution(t: Trace, x: Label, weight: Label, bias: Any, *settings: Any) -> Label:
     """The general form."""
     return _convolve(t, x, weight, bias, int(settings[5]), transposed=bool(settings[3]))
@@ -477,8 +525,7 @@ def _convolve(t: Trace, x: Label, weight: Label, bias: Any, groups: int, *, tran
     weight = _without(t, t.pin(weight, range(2, 2 + space), "kernel axis"), range(2, 2 + space), False)
     (batch, channels), inner = x.shape, weight.shape
     x = t.reshape(x, [batch, groups, channels // groups])
-    first, second = (inner[0] // groups, inner[1]) if not transposed else (inner[0] // groups, inner[1])
-    weight = t.reshape(weight, [groups, first, second])
+    weight = t.reshape(weight, [groups, inner[0] // groups, inner[1]])
     equation = "bgi,gio->bgo" if transposed else "bgi,goi->bgo"
     out = t.reshape(op.einsum(t, equation, x, weight), out_shape[:2])
     out = add_in(t, out, bias) if isinstance(bias, Label) else out
@@ -493,34 +540,49 @@ def _convolve(t: Trace, x: Label, weight: Label, bias: Any, groups: int, *, tran
 def max_pool(t: Trace, x: Label, *_: Any) -> Any:
     """Pools space, which is fixed; positive factors pass."""
     pooled = _resized(t, _scaled(t, x, "keep", None))
-    return (pooled, t.with_powers(pooled, lambda form: ())) if len(t.shapes) == 2 else pooled
+    return _and_positions(t, pooled) if len(t.shapes) == 2 else pooled
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-      "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-      "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_nearest_exact1d",
-      "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d",
-      "replication_pad1d", "replication_pad2d", "replication_pad3d", "reflection_pad3d")  # fmt: skip
+      "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d",
+      "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
+      "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")  # fmt: skip
 def resample(t: Trace, x: Label, *_: Any) -> Label:
     """Linear in values, over space, which is fixed."""
     return _resized(t, x)._replace(shift=None)
 
 
 def _resized(t: Trace, x: Label) -> Label:
-    """Fix all axes from the third on (the second, without a batch axis), and give them the new sizes."""
-    first = 2 if len(x.shape) > 3 or x.shape[:2] == t.shape[:2] else 1
-    return t.freeze(x, {axis: t.shape[axis] for axis in range(first, len(x.shape))})
+    """Fix the last axes, as many as the operator's name says (``"avg_pool2d"``), and give them the new sizes."""
+    space = int(next(letter for letter in t.name if letter.isdigit()))
+    return t.freeze(x, dict(list(enumerate(t.shape))[-space:]))
 
 
-@rule("constant_pad_nd", "pad")
-def pad(t: Trace, x: Label, amounts: Sequence[int], *settings: Any) -> Label:
-    """Fixes the axes that grow; a value other than 0 ends all scaling."""
-    value = settings[-1] if settings else 0
-    linear_mode = t.name == "constant_pad_nd" or settings[0] != "constant"
-    if value not in (0, None) and (t.name == "constant_pad_nd" or not linear_mode):
+@rule("pad")
+def pad(t: Trace, x: Label, amounts: Sequence[int], mode: str = "constant", value: Any = None) -> Label:
+    """A constant goes beside what is there; other modes fix the axes that grow. A value not 0 ends all scaling."""
+    ends = [(len(x.shape) - 1 - at // 2, *amounts[at : at + 2]) for at in range(0, len(amounts), 2)]
+    if value:
         x = op.inhomogeneous(t, x)
-    grown = [len(x.shape) - 1 - at // 2 for at, amount in enumerate(amounts) if amount]
-    return t.freeze(x, {axis: t.shape[axis] for axis in grown})._replace(shift=None) if grown else x
+    for axis, before, after in ends:
+        if mode == "constant":
+            x = _between(t, x, axis, before, after, zero=not value)
+        elif before or after:
+            x = t.freeze(x, {axis: t.shape[axis]})
+    return x._replace(shift=None)
+
+
+def _between(t: Trace, x: Label, axis: int, before: int, after: int, *, zero: bool) -> Label:
+    """Grow an axis (or shrink, by less than 0) at both ends."""
+    first, size = max(-before, 0), x.shape[axis]
+    x = op.narrow(t, x, axis, first, size - first - max(-after, 0))
+    if t.is_plain(x, [axis]):
+        return t.freeze(x, {axis: t.shape[axis]})
+    start, end = (
+        t.fresh([count if at == axis else n for at, n in enumerate(x.shape)])._replace(zero=zero)
+        for count in (max(before, 0), max(after, 0))
+    )
+    return concatenate(t, [start, x, end], axis)
 
 
 @rule("pixel_shuffle")
@@ -542,7 +604,7 @@ def pixel_unshuffle(t: Trace, x: Label, factor: int) -> Label:
     return t.reshape(op.permute(t, split, [*range(n), n, n + 2, n + 4, n + 1, n + 3]), t.shape)
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@rule("channel_shuffle")
 def channel_shuffle(t: Trace, x: Label, groups: int) -> Label:
     """Interleave groups of channels."""
     batch, channels, *space = x.shape
@@ -566,8 +628,7 @@ def _per_channel(t: Trace, part: Any, rank: int) -> Any:
     return t.reaxis(part, [None, 0, *[None] * (rank - 2)], [1, *part.shape, *[1] * (rank - 2)])
 
 
-@rule("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
-      "batch_norm", "native_batch_norm", "cudnn_batch_norm")  # fmt: skip
+@rule("_native_batch_norm_legit_no_training")
 def batch_norm(t: Trace, x: Label, weight: Any, bias: Any, mean: Any, variance: Any, *_: Any) -> Any:
     """``(x - mean) / sqrt(variance + eps) * weight + bias`` per channel; eps ends positive scaling."""
     rank = len(x.shape)
@@ -578,8 +639,26 @@ def batch_norm(t: Trace, x: Label, weight: Any, bias: Any, mean: Any, variance: 
     if isinstance(variance, Label):
         centred = op.pointwise(t, [centred, op.inhomogeneous(t, variance)], "multiply")
     out = _affine(t, centred, (weight, bias), ("multiply", "add"))
-    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
+    # the statistics of the batch, which nobody reads here
+    rest = tuple(
+        t.reaxis(out, [1], [count]) if (count := shape[0]) else t.fixed(shape) for shape in t.shapes[1:]
+    )
     return (out, *rest) if rest else out
+
+
+@rule("_native_batch_norm_legit", "_native_batch_norm_legit_functional")
+def own_statistics(
+    t: Trace, x: Label, weight: Any, bias: Any, mean: Any = None, variance: Any = None, *_: Any
+) -> Any:
+    """A batch norm with the mean and variance of each channel of the batch at hand."""
+    over = [axis for axis in range(len(x.shape)) if axis != 1]
+    return batch_norm(t, _normalised(t, x, over), weight, bias, mean, variance)
+
+
+def _normalised(t: Trace, x: Label, over: Sequence[int]) -> Label:
+    """Centred and scaled over some axes: no scaling along them, and no positive one at all, survives."""
+    x = op.inhomogeneous(t, x, None if t.powers == "positive" else over)
+    return op.symmetric(t, x, over)
 
 
 @rule("instance_norm")
@@ -587,111 +666,91 @@ def instance_norm(
     t: Trace, x: Label, weight: Any, bias: Any, mean: Any, variance: Any, own_statistics: bool, *_: Any
 ) -> Label:
     """Each channel of each item by itself over space; eps ends positive scaling."""
-    rank = len(x.shape)
     if not own_statistics:
         return batch_norm(t, x, weight, bias, mean, variance)
-    x = op.symmetric(t, x, range(2, rank))
-    x = op.inhomogeneous(t, x) if t.powers == "positive" else x
+    rank = len(x.shape)
+    x = _normalised(t, x, range(2, rank))
     return _affine(t, x, [_per_channel(t, part, rank) for part in (weight, bias)], ("multiply", "add"))
 
 
-@rule("layer_norm", "native_layer_norm")
-def layer_norm(t: Trace, x: Label, over: Sequence[int], weight: Any = None, bias: Any = None, *_: Any) -> Any:
+@rule("layer_norm")
+def layer_norm(
+    t: Trace, x: Label, over: Sequence[int], weight: Any = None, bias: Any = None, *_: Any
+) -> Label:
     """Over the last axes: subtracting their mean ends scaling along them."""
-    axes = range(len(x.shape) - len(over), len(x.shape))
-    x = op.symmetric(t, op.inhomogeneous(t, x, None if t.powers == "positive" else axes), axes)
-    out = _affine(t, x, (weight, bias), ("multiply", "add"))
-    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
-    return (out, *rest) if rest else out
+    x = _normalised(t, x, range(len(x.shape) - len(over), len(x.shape)))
+    return _affine(t, x, (weight, bias), ("multiply", "add"))
 
 
-@rule("rms_norm", "_fused_rms_norm")
-def rms_norm(t: Trace, x: Label, over: Sequence[int], weight: Any = None, *_: Any) -> Any:
+@rule("rms_norm")
+def rms_norm(t: Trace, x: Label, over: Sequence[int], weight: Any = None, *_: Any) -> Label:
     """Over the last axes; a sign is lost in the square and stays in the value."""
     axes = range(len(x.shape) - len(over), len(x.shape))
     x = op.symmetric(t, op.inhomogeneous(t, x) if t.powers == "positive" else x, axes)
-    out = _affine(t, x, (weight,), ("multiply",))
-    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
-    return (out, *rest) if rest else out
+    return _affine(t, x, (weight,), ("multiply",))
 
 
-@rule("group_norm", "native_group_norm")
-def group_norm(t: Trace, x: Label, *arguments: Any) -> Any:
+@rule("group_norm")
+def group_norm(t: Trace, x: Label, groups: int, weight: Any = None, bias: Any = None, *_: Any) -> Label:
     """Channels within each group of channels, and space: a permutation must respect the groups."""
-    whole = [a for a in arguments if isinstance(a, int) and not isinstance(a, bool)]
-    groups = whole[0] if t.name == "group_norm" else whole[3]
-    parts = arguments[1:3] if t.name == "group_norm" else arguments[0:2]
     batch, channels, *space = x.shape
     split = t.reshape(x, [batch, groups, channels // groups, *space])
-    over = range(2, len(split.shape))
-    split = op.inhomogeneous(t, split, None if t.powers == "positive" else over)
-    out = t.reshape(op.symmetric(t, split, over), x.shape)
-    out = _affine(t, out, [_per_channel(t, part, len(x.shape)) for part in parts], ("multiply", "add"))
-    rest = tuple(t.fixed(shape) for shape in t.shapes[1:])
-    return (out, *rest) if rest else out
+    out = t.reshape(_normalised(t, split, range(2, len(split.shape))), x.shape)
+    parts = [_per_channel(t, part, len(x.shape)) for part in (weight, bias)]
+    return _affine(t, out, parts, ("multiply", "add"))
 
 
-@rule("_weight_norm", "_weight_norm_interface")
-def weight_norm(t: Trace, direction: Label, size: Label, axis: int = 0) -> Any:
-    """``size * direction / |direction|``, with a norm for each index of ``axis``."""
-    over = [at for at in range(len(direction.shape)) if at != axis % len(direction.shape)]
+@rule("_weight_norm")
+def weight_norm(t: Trace, direction: Label, size: Label, axis: int = 0) -> Label:
+    """``size * direction / |direction|``, with a norm for each index of ``axis``, or one of all for -1."""
+    over = [at for at in range(len(direction.shape)) if at != axis]
     length = vector_norm(t, direction, 2, over, keep=True)
     direction = t.resolve(direction)
     inverse = t.with_powers(length, lambda form: times(form, t.fraction(-1)))
     unit = op.pointwise(t, [direction, inverse], "multiply")
-    out = op.pointwise(t, [unit, size], "multiply")
-    return (out, length) if len(t.shapes) == 2 else out
+    return op.pointwise(t, [unit, size], "multiply")
 
 
 # -- shapes ------------------------------------------------------------------------------------------------
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_copy", "_reshape_alias")
+@rule("view", "_unsafe_view")
 def view(t: Trace, x: Label, *_: Any) -> Label:
     """The same elements in row-major order."""
     return t.reshape(x, t.shape)
 
 
-@rule("permute", "permute_copy")
+@rule("permute")
 def permute(t: Trace, x: Label, order: Sequence[int]) -> Label:
     """Reorder the axes."""
     return op.permute(t, x, order)
 
 
-@rule("transpose", "swapaxes", "transpose_copy")
+@rule("transpose")
 def transpose(t: Trace, x: Label, first: int, second: int) -> Label:
     """Exchange two axes."""
     return op.transpose(t, x, first, second)
 
 
-@rule("t", "numpy_T", "mT", "adjoint", "t_copy")
+@rule("t")
 def last_two(t: Trace, x: Label) -> Label:
     """Transpose a matrix."""
     return op.transpose(t, x, -2, -1) if len(x.shape) > 1 else x
 
 
-@rule("movedim", "moveaxis")
-def movedim(t: Trace, x: Label, source: Any, target: Any) -> Label:
-    """Move axes to other places."""
-    rank = len(x.shape)
-    moved = dict(zip(_axes(x, target), _axes(x, source), strict=True))
-    rest = iter(axis for axis in range(rank) if axis not in moved.values())
-    return op.permute(t, x, [moved[at] if at in moved else next(rest) for at in range(rank)])
-
-
-@rule("unsqueeze", "unsqueeze_copy")
+@rule("unsqueeze")
 def unsqueeze(t: Trace, x: Label, axis: int) -> Label:
     """A new axis of size 1."""
     return op.unsqueeze(t, x, axis)
 
 
-@rule("squeeze", "squeeze_copy")
+@rule("squeeze")
 def squeeze(t: Trace, x: Label, *_: Any) -> Label:
     """Axes of size 1 go away."""
     return t.reshape(x, t.shape)
 
 
-@rule("expand", "expand_as", "broadcast_to", "expand_copy")
+@rule("expand")
 def expand(t: Trace, x: Label, *_: Any) -> Label:
     """Repeat along axes of size 1."""
     return op.spread(t, x, t.shape)
@@ -701,7 +760,9 @@ def expand(t: Trace, x: Label, *_: Any) -> Label:
 def repeat(t: Trace, x: Label, times_: Sequence[int]) -> Label:
     """Copies of the whole along axes: the copy is an outer index."""
     rank = len(t.shape)
-    x = t.reaxis(x, [*[None] * (rank - len(x.shape)), *range(len(x.shape))], [*[1] * (rank - len(x.shape)), *x.shape])
+    x = t.reaxis(
+        x, [*[None] * (rank - len(x.shape)), *range(len(x.shape))], [*[1] * (rank - len(x.shape)), *x.shape]
+    )
     paired = [part for size, new in zip(x.shape, t.shape, strict=True) for part in (new // size, size)]
     single = [part for size in x.shape for part in (1, size)]
     return t.reshape(op.spread(t, t.reshape(x, single), paired), t.shape)
@@ -710,18 +771,20 @@ def repeat(t: Trace, x: Label, times_: Sequence[int]) -> Label:
 @rule("repeat_interleave")
 def repeat_interleave(t: Trace, x: Label, count: Any, axis: Any = None, *_: Any) -> Label:
     """Copies of each entry: the copy is an inner index."""
-    if not isinstance(count, int) or axis is None:
-        t.give_up([x])
-        return t.fixed(t.shape)
+    if axis is None:
+        x, axis = t.reshape(x, [math.prod(x.shape)]), 0
     axis %= len(x.shape)
-    spread = op.spread(
-        t, op.unsqueeze(t, x, axis + 1), [*x.shape[: axis + 1], count, *x.shape[axis + 1 :]]
-    )
-    return t.reshape(spread, t.shape)
+    if isinstance(count, Label):
+        t.pin(count)
+        return t.freeze(x, {axis: t.shape[axis]})
+    repeated = [*x.shape[: axis + 1], count, *x.shape[axis + 1 :]]
+    return t.reshape(op.spread(t, op.unsqueeze(t, x, axis + 1), repeated), t.shape)
 
 
-@rule("slice", "slice_copy")
-def slice_axis(t: Trace, x: Label, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1) -> Label:
+@rule("slice")
+def slice_axis(
+    t: Trace, x: Label, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> Label:
     """A range of an axis; a step takes it apart as a product first."""
     axis %= len(x.shape)
     first, end, step = slice(start, stop, step).indices(x.shape[axis])
@@ -732,31 +795,21 @@ def slice_axis(t: Trace, x: Label, axis: int = 0, start: Any = None, stop: Any =
     return t.freeze(x, {axis: t.shape[axis]})
 
 
-@rule("narrow", "narrow_copy")
-def narrow(t: Trace, x: Label, axis: int, start: int, length: int) -> Label:
-    """A range of an axis."""
-    return op.narrow(t, x, axis % len(x.shape), start, length)
-
-
-@rule("select", "select_copy")
+@rule("select")
 def select(t: Trace, x: Label, axis: int, at: int) -> Label:
     """One entry of an axis."""
     return op.select(t, x, axis, at)
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_with_sizes_copy",
-      "split_copy", "hsplit", "vsplit")  # fmt: skip
-def split(t: Trace, x: Label, sizes: Any = None, axis: int = 0) -> list[Label]:
+@rule("split", "split_with_sizes", "unsafe_split")
+def split(t: Trace, x: Label, _: Any, axis: int = 0) -> list[Label]:
     """Consecutive parts of an axis."""
-    axis = next((at for at, size in enumerate(x.shape) if t.shapes[0][at] != size), axis % len(x.shape))
-    parts, start = [], 0
-    for shape in t.shapes:
-        parts.append(op.narrow(t, x, axis, start, shape[axis]))
-        start += shape[axis]
-    return parts
+    axis %= len(x.shape)
+    sizes = [shape[axis] for shape in t.shapes]
+    return [op.narrow(t, x, axis, sum(sizes[:at]), size) for at, size in enumerate(sizes)]
 
 
-@rule("unbind", "unbind_copy")
+@rule("unbind")
 def unbind(t: Trace, x: Label, axis: int = 0) -> list[Label]:
     """Every entry of an axis by itself."""
     return [op.select(t, x, axis, at) for at in range(x.shape[axis])]
@@ -778,42 +831,100 @@ def stack(t: Trace, parts: Sequence[Label], axis: int = 0) -> Label:
 
 @rule("index", "_unsafe_index")
 def index(t: Trace, x: Label, places: Sequence[Any]) -> Label:
-    """Look up entries by position: the indexed axes are fixed."""
-    indexed = [axis for axis, place in enumerate(places) if place is not None]
-    rest = [axis for axis in range(len(x.shape)) if axis not in indexed]
-    ranks = [len(places[axis].shape) for axis in indexed if isinstance(places[axis], Label)]
-    new = len(t.shape) - len(rest)
-    if len(ranks) < len(indexed) or max(ranks) != new:
-        t.give_up([x])
-        return t.fixed(t.shape)
-    kept = _without(t, t.pin(x, indexed), indexed, False)
+    """Look up entries by position: the indexed axes are fixed, and the positions' own axes take their place."""
+    indexed = [axis for axis, place in enumerate(places) if isinstance(place, Label)]
+    rest: list[int | None] = list(range(len(x.shape) - len(indexed)))
+    positions = op.pointwise(t, [op.inhomogeneous(t, places[axis]) for axis in indexed], "add")
     together = indexed == list(range(indexed[0], indexed[-1] + 1))
-    first = indexed[0] if together else 0
-    order: list[int | None] = list(range(len(rest)))
-    order[first:first] = [None] * new
-    return _filled(t, t.reaxis(kept, order, [1 if at is None else kept.shape[at] for at in order]))
+    first, new = indexed[0] if together else 0, len(positions.shape)
+    kept = _without(t, t.pin(x, indexed), indexed, False)
+    order = [*rest[:first], *[None] * new, *rest[first:]]
+    kept = t.reaxis(kept, order, [1 if at is None else kept.shape[at] for at in order])
+    order = [*[None] * first, *range(new), *[None] * len(rest[first:])]
+    positions = t.reaxis(positions, order, [1 if at is None else positions.shape[at] for at in order])
+    return op.pointwise(t, [kept, positions], "multiply")
 
 
-@rule("index_select", "gather", "take_along_dim")
-def gather(t: Trace, x: Label, *arguments: Any) -> Label:
-    """Look up entries along one axis, which is fixed."""
-    axis = next((a for a in arguments if isinstance(a, int)), 0) % len(x.shape)
-    positions = next(a for a in arguments if isinstance(a, Label))
-    looked_up = t.freeze(x, {axis: t.shape[axis]})
-    if t.name == "index_select" or not _same_elsewhere(looked_up, positions, axis):
-        if t.name != "index_select":
-            t.give_up([looked_up])
-            return t.fixed(t.shape)
-        return looked_up
-    return op.pointwise(t, [looked_up, t.freeze(positions, {axis: t.shape[axis]})], "multiply")
+@rule("index_select")
+def index_select(t: Trace, x: Label, axis: int, positions: Label) -> Label:
+    """Look up slices along one axis."""
+    return index(t, x, [*[None] * (axis % len(x.shape)), positions])
+
+
+@rule("gather")
+def gather(t: Trace, x: Label, axis: int, positions: Label, *_: Any) -> Label:
+    """Look up entries along one axis, which is fixed, everywhere else in the same place."""
+    axis %= len(x.shape)
+    if not _same_elsewhere(x, positions, axis):
+        t.give_up([x, positions])
+        return t.fixed(t.shape)
+    parts = [t.freeze(part, {axis: t.shape[axis]}) for part in (x, op.inhomogeneous(t, positions))]
+    return op.pointwise(t, parts, "multiply")
+
+
+@rule("index_put")
+def index_put(t: Trace, x: Label, places: Sequence[Any], values: Label, *_: Any) -> Label:
+    """Store, or add, entries by position: the indexed axes are fixed."""
+    x = t.loose(x)
+    indexed = [axis for axis, place in enumerate(places) if isinstance(place, Label)]
+    t.give_up(places[axis] for axis in indexed)
+    op.pointwise(t, [index(t, x, places), values], "add")
+    return t.freeze(x, {axis: x.shape[axis] for axis in indexed})
+
+
+@rule("scatter_add")
+def scatter_add(t: Trace, x: Label, axis: int, positions: Label, values: Label) -> Label:
+    """Add entries by position along one axis, which is fixed, everywhere else in the same place."""
+    axis %= len(x.shape)
+    parts = [x, values, positions]
+    if not all(_same_elsewhere(x, part, axis) for part in parts):
+        t.give_up(parts)
+        return t.fixed(t.shape)
+    x, values, positions = (_without(t, t.pin(part, [axis]), [axis], keep=True) for part in parts)
+    total = op.pointwise(t, [x, values], "add")
+    return _filled(t, op.pointwise(t, [total, op.inhomogeneous(t, positions)], "multiply"))
+
+
+@rule("slice_scatter")
+def slice_scatter(
+    t: Trace, x: Label, values: Label, axis: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> Label:
+    """Store a range of an axis."""
+    axis, size = axis % len(x.shape), x.shape[axis]
+    first, end, step = slice(start, stop, step).indices(size)
+    if step > 1:
+        return op.pointwise(
+            t, [t.pin(x, [axis]), _without(t, t.pin(values, [axis]), [axis], keep=True)], "add"
+        )
+    parts = [op.narrow(t, x, axis, 0, first), values, op.narrow(t, x, axis, end, size - end)]
+    return concatenate(t, parts, axis)
+
+
+@rule("select_scatter")
+def select_scatter(t: Trace, x: Label, values: Label, axis: int, at: int) -> Label:
+    """Store one entry of an axis."""
+    axis, size = axis % len(x.shape), x.shape[axis]
+    at %= size
+    parts = [
+        op.narrow(t, x, axis, 0, at),
+        op.unsqueeze(t, values, axis),
+        op.narrow(t, x, axis, at + 1, size - at - 1),
+    ]
+    return concatenate(t, parts, axis)
+
+
+@rule("copy")
+def copy(t: Trace, x: Label, values: Label, *_: Any) -> Label:
+    """Overwrite everything."""
+    return op.spread(t, values, x.shape)
 
 
 def _same_elsewhere(x: Label, positions: Label, axis: int) -> bool:
     return all(a == b for at, (a, b) in enumerate(zip(x.shape, positions.shape, strict=True)) if at != axis)
 
 
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "rand_like",
-      "zero", "fill")  # fmt: skip
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty", "zero",
+      "fill")  # fmt: skip
 def uniform(t: Trace, _: Any, *arguments: Any) -> Label:
     """The same number everywhere."""
     label = t.fresh(t.shape)
@@ -837,7 +948,7 @@ def triangular(t: Trace, x: Label, *_: Any) -> Label:
 # -- attention and recurrence ------------------------------------------------------------------------------
 
 
-@rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
+@rule("scaled_dot_product_attention")
 def attention(
     t: Trace,
     query: Label,
@@ -854,18 +965,24 @@ def attention(
         heads, served = key.shape[-3], query.shape[-3] // key.shape[-3]
         query = t.reshape(query, [*query.shape[:-3], heads, served, *query.shape[-2:]])
         key, value = (op.unsqueeze(t, part, len(part.shape) - 2) for part in (key, value))
+        mask = _of_queries(t, mask, heads, served)
     if is_causal:
         query, key = (t.pin(part, [len(part.shape) - 2]) for part in (query, key))
     batch = _letters(len(query.shape) - 2)
     scores = op.einsum(t, f"{batch}xe,{batch}ye->{batch}xy", query, key)
     if isinstance(mask, Label):
-        missing = len(scores.shape) - len(mask.shape)
-        if grouped and missing == 0:
-            mask = op.inhomogeneous(t, mask)
         scores = op.pointwise(t, [op.inhomogeneous(t, scores), op.inhomogeneous(t, mask)], "add")
     attended = softmax(t, scores, -1)
     out = op.einsum(t, f"{batch}xy,{batch}ye->{batch}xe", attended, value)
     return t.reshape(out, t.shape)
+
+
+def _of_queries(t: Trace, mask: Any, heads: int, served: int) -> Any:
+    """A mask for (key heads, queries that each serves) in place of query heads."""
+    if not isinstance(mask, Label) or len(mask.shape) < 3:
+        return mask
+    split = (heads, served) if mask.shape[-3] > 1 else (1, 1)
+    return t.reshape(mask, [*mask.shape[:-3], *split, *mask.shape[-2:]])
 
 
 @rule("gru", "lstm", "rnn_tanh", "rnn_relu")
@@ -895,7 +1012,9 @@ def recurrent(t: Trace, x: Label, *arguments: Any) -> tuple[Label, ...]:
     return (out, *final)
 
 
-def _cell(t: Trace, x: Label, states: Sequence[Label], weights: Sequence[Label], has_biases: bool) -> list[Label]:
+def _cell(
+    t: Trace, x: Label, states: Sequence[Label], weights: Sequence[Label], has_biases: bool
+) -> list[Label]:
     """New states (batch, time, hidden) of one layer: what it reads is what it writes."""
     into, back, *rest = weights
     biases = rest[:2] if has_biases else [None, None]
@@ -942,7 +1061,9 @@ def _gru_step(t: Trace, driven: Label, fed: Label, hidden: Sequence[Label]) -> l
 
 def _lstm_step(t: Trace, driven: Label, fed: Label, hidden: Sequence[Label]) -> list[Label]:
     """Input, forget, cell, output."""
-    gates = [op.pointwise(t, pair, "add") for pair in zip(_gates(t, driven, 4), _gates(t, fed, 4), strict=True)]
+    gates = [
+        op.pointwise(t, pair, "add") for pair in zip(_gates(t, driven, 4), _gates(t, fed, 4), strict=True)
+    ]
     enter, forget, leave = (op.inhomogeneous(t, gates[at]) for at in (0, 1, 3))
     _activation(t, gates[2], "tanh")
     candidate = _scaled(t, gates[2], *_UNARY["tanh"])

@@ -154,7 +154,7 @@ class Trace(Labels):
             elif node.op == "get_attr":
                 env[node.name] = getattr(program.graph_module, str(node.target), None)
             else:
-                env[node.name] = self._call(node, env)
+                env[node.name] = _unshared(node, self._call(node, env))
                 self.see(env[node.name])
         self.reason = "output"
         for name, node in program.outputs:
@@ -240,6 +240,14 @@ class Trace(Labels):
         self.give_up(labels)
         assert name
         return self._fixed_outputs()
+
+
+def _unshared(node: fx.Node, value: Any) -> Any:
+    """What is read by more than sines has no bias to be shifted for one of them alone."""
+    readers = {operator_name(user) for user in node.users}
+    if isinstance(value, Label) and len(node.users) > 1 and not readers <= {"sin", "cos"}:
+        return value._replace(shift=None)
+    return value
 
 
 def _in_order(node: fx.Node) -> list[Any]:
