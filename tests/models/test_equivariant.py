@@ -1,15 +1,19 @@
 """The equivariant layer: equivariant, complete, and equal to the published counts."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from weightspace.errors import ConfigError, SpecError
 from weightspace.models import EquivariantLinear, Orbits
-from weightspace.spec import WeightSpec
-from weightspace.testing import assert_equivariant, mixed_spec, random_weights, tiny_specs
+from weightspace.spec import Cell, Dim, Group, TensorSpec, WeightSpec
+from weightspace.testing import assert_equivariant, mixed_spec, random_spec, random_weights, tiny_specs
 
-SPECS = tiny_specs()
+SPECS = {**tiny_specs(), "mixed": mixed_spec()}
 
 
 class OnWeights(torch.nn.Module):
@@ -32,57 +36,173 @@ def test_it_is_equivariant(name, pooling):
     assert_equivariant(OnWeights(SPECS[name], 3, pooling=pooling), SPECS[name])
 
 
-@pytest.mark.parametrize(
-    ("widths", "maps", "biases"),
-    [([2, 4, 1], 41, 5), ([2, 4, 4, 1], 75, 7), ([2, 4, 4, 4, 1], 117, 9)],
-)
-def test_its_size_is_the_number_of_equivariant_maps(widths, maps, biases):
+@pytest.mark.parametrize("mixing", ["full", "shared", "none"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_every_mixing_is_equivariant(mixing, batch):
+    torch.manual_seed(0)
+    for spec in (mixed_spec(), WeightSpec.mlp([2, 4, 5, 3, 1])):
+        assert_equivariant(OnWeights(spec, 3, global_mixing=mixing), spec, batch=(batch,))
+
+
+# -- complete: every linear map that commutes with the group, and each of them once ------------------------
+
+
+def dense(groups, **tensors):
+    """A spec from names of axes; ``"features<heads"`` is within the dim of ``heads`` on the same tensor."""
+    built = []
+    for name, size in groups.items():
+        inner, _, outer = name.partition("<")
+        built.append(Group(inner, size, (outer,) if outer else ()))
+    sizes = {group.name: group.size for group in built}
+    nested = {group.name: group.within[0] for group in built if group.within}
+    found = {}
+    for tensor, axes in tensors.items():
+        shape = tuple(sizes.get(axis, axis) for axis in axes)
+        dims = TensorSpec.dense(shape, [axis if axis in sizes else None for axis in axes]).cells[0].dims
+        at = {dim.group: place for place, dim in enumerate(dims)}
+        bound = [
+            Dim(
+                dim.axis,
+                dim.stride,
+                dim.size,
+                dim.group,
+                (at[nested[dim.group]],) if dim.group in nested else (),
+            )
+            for dim in dims
+        ]
+        found[tensor] = TensorSpec(shape, (Cell(tuple(bound)),))
+    return WeightSpec.build(built, found)
+
+
+def concatenated():
+    """W[o, a + b]: two cells side by side."""
+    left = Cell((Dim(0, 5, 3, "o"), Dim(1, 1, 3, "a")))
+    right = Cell((Dim(0, 5, 3, "o"), Dim(1, 1, 2, "b")), 3)
+    groups = [Group("o", 3), Group("a", 3), Group("b", 2)]
+    return WeightSpec.build(groups, {"w": TensorSpec((3, 5), (left, right))})
+
+
+heads = {"H": 4, "d<H": 4, "e<H": 4, "D": 4}
+projections = {"q": ["H", "d", "D"], "k": ["H", "d", "D"], "v": ["H", "e", "D"], "o": ["D", "H", "e"]}
+COUNTS = {
+    "MLP 2-4-1": (WeightSpec.mlp([2, 4, 1]), 41, 5),
+    "MLP 2-4-4-1": (WeightSpec.mlp([2, 4, 4, 1]), 75, 7),
+    "MLP 2-4-4-4-1": (WeightSpec.mlp([2, 4, 4, 4, 1]), 117, 9),
+    "W_hh alone": (dense({"h": 4}, w=["h", "h"]), 15, 2),
+    "RNN 2-4-1": (dense({"h": 4}, i=["h", 2], h=["h", "h"], b=["h"], o=[1, "h"], c=[1]), 100, 7),
+    "GRU 2-4-1": (
+        dense({"h": 4}, i=[3, "h", 2], h=[3, "h", "h"], b=[3, "h"], d=[3, "h"], o=[1, "h"], c=[1]),
+        902,
+        20,
+    ),
+    "A[h, r] + B[r, h]": (dense({"h": 4, "r": 4}, a=["h", "r"], b=["r", "h"]), 16, 2),
+    "[H, d within H]": (dense({"H": 3, "d<H": 3}, w=["H", "d"]), 3, 1),
+    "H x d without nesting": (dense({"H": 3, "d": 3}, w=["H", "d"]), 4, 1),
+    "attention with D = 1": (
+        dense(heads, q=["H", "d"], k=["H", "d"], v=["H", "e"], o=["H", "e"]),
+        40,
+        4,
+    ),
+    "attention with biases": (
+        dense(heads, **projections, qb=["H", "d"], kb=["H", "d"], vb=["H", "e"], ob=["D"]),
+        187,
+        8,
+    ),
+    "grouped queries with D = 1": (
+        dense(
+            {"K": 4, "r<K": 4, "d<K": 4, "e<K": 4},
+            q=["K", "r", "d"],
+            k=["K", "d"],
+            v=["K", "e"],
+            o=["K", "r", "e"],
+        ),
+        46,
+        4,
+    ),
+    "grouped convolution": (
+        dense({"g": 4, "o<g": 4, "i<g": 4}, w=["g", "o", "i"], b=["g", "o"]),
+        14,
+        2,
+    ),
+    "W[o, a + b]": (concatenated(), 12, 2),
+    "convolution, flatten, linear": (
+        dense({"h": 3}, w=["h", 1, 3, 3], b=["h"], l=[2, "h", 4], c=[2]),
+        724,
+        20,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_its_size_is_the_number_of_equivariant_maps(name):
     """The counts were confirmed by enumerating orbits by brute force."""
-    layer = EquivariantLinear(Orbits(WeightSpec.mlp(widths)), 1, 1, pooling=("mean",))
+    spec, maps, biases = COUNTS[name]
+    layer = EquivariantLinear(Orbits(spec), 1, 1, pooling=("mean",))
     assert sum(p.numel() for p in layer.weight.parameters()) == maps
     assert sum(p.numel() for p in layer.bias.parameters()) == biases
 
 
-def null_space_dimension(spec):
-    """Dimension of {A, b : A g W + b = g (A W + b) for all g}, from generators of the group."""
+def swaps(spec):
+    """Elements that generate the group: two neighbours change places, within one outer unit at a time."""
+    for name, group in spec.groups.items():
+        outer = [spec.groups[at].size for at in group.within]
+        for at in itertools.product(*map(range, outer)):
+            for i in range(group.size - 1):
+                order = torch.arange(group.size).repeat(*outer, 1)
+                order[(*at, i)], order[(*at, i + 1)] = i + 1, i
+                yield {name: order}
+
+
+def null_space_dimensions(spec):
+    """Dimensions of {A : A g = g A} and of {b : g b = b}, for all g, from generators of the group."""
     size = spec.num_parameters
     identity = torch.eye(size, dtype=torch.float64)
-    generators = []
-    for name, group in spec.groups.items():
-        for i in range(group.size - 1):
-            swap = torch.arange(group.size)
-            swap[[i, i + 1]] = swap[[i + 1, i]]
-            generators.append(spec.flatten(spec.act({name: swap}, spec.unflatten(identity))).numpy())
-    # the commutant's dimension is that of the fixed points of G x G^-T on vec(A)
-    rows = np.concatenate([np.kron(g, g) - np.eye(size * size) for g in generators])
-    gram = rows.T @ rows
-    maps = int((np.linalg.eigvalsh(gram) < 1e-9).sum())
-    fixed = sum((g - np.eye(size)).T @ (g - np.eye(size)) for g in generators)
-    return maps, int((np.linalg.eigvalsh(fixed) < 1e-9).sum())
+    maps, constants = np.zeros((size**2, size**2)), np.zeros((size, size))
+    for element in swaps(spec):
+        g = spec.flatten(spec.act(element, spec.unflatten(identity))).numpy()
+        # the commutant's dimension is that of the fixed points of G x G^-T on vec(A)
+        rows = np.kron(g, g) - np.eye(size**2)
+        maps += rows.T @ rows
+        constants += (g - np.eye(size)).T @ (g - np.eye(size))
+    return int((np.linalg.eigvalsh(maps) < 1e-9).sum()), int((np.linalg.eigvalsh(constants) < 1e-9).sum())
 
 
-@pytest.mark.parametrize("widths", [[2, 3, 1], [1, 3, 3, 1]])
-def test_it_is_complete(widths):
-    """Its span is the whole null space of the symmetry constraints: equal dimensions, no parameter idle."""
-    spec = WeightSpec.mlp(widths)
-    maps, biases = null_space_dimension(spec)
+def span(spec):
+    """Dimension of the affine maps that a layer can be, and the number of its parameters."""
     model = OnWeights(spec, pooling=("mean",)).double()
-    assert sum(p.numel() for p in model.layer.weight.parameters()) == maps
-    assert sum(p.numel() for p in model.layer.bias.parameters()) == biases
     inputs = random_weights(spec, (4 * spec.num_parameters,), dtype=torch.float64)
-
-    def outputs(**parameters):
-        return spec.flatten(torch.func.functional_call(model, parameters, (inputs,))).flatten()
-
     zero = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     columns = []
     for name, p in zero.items():
         for at in range(p.numel()):
             one = p.clone()
             one.view(-1)[at] = 1.0
-            columns.append(outputs(**{**zero, name: one}))
-    rank = np.linalg.matrix_rank(torch.stack(columns).detach().numpy())
-    assert rank == maps + biases
+            out = torch.func.functional_call(model, {**zero, name: one}, (inputs,))
+            columns.append(spec.flatten(out).flatten())
+    return int(np.linalg.matrix_rank(torch.stack(columns).numpy())), len(columns)
+
+
+@pytest.mark.parametrize("widths", [[2, 3, 1], [1, 3, 3, 1]])
+def test_it_is_complete(widths):
+    """Its span is the whole null space of the symmetry constraints: equal dimensions, no parameter idle."""
+    spec = WeightSpec.mlp(widths)
+    maps, constants = null_space_dimensions(spec)
+    assert span(spec) == (maps + constants, maps + constants)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6))
+def test_it_is_complete_for_any_spec(seed):
+    """Nested and repeated groups, groups of one unit, concatenations. Few units make some maps coincide."""
+    spec = random_spec(seed)
+    if not spec.tensors:
+        return
+    torch.manual_seed(seed)
+    assert_equivariant(OnWeights(spec, 2), spec)
+    with torch.no_grad():
+        dimension, parameters = span(spec)
+    assert dimension == sum(null_space_dimensions(spec))
+    assert parameters >= dimension
 
 
 def test_a_value_by_hand():
@@ -115,8 +235,22 @@ def test_gather_and_scatter_are_inverse(name):
         assert torch.equal(again[key][..., 0], tensor)
 
 
-def test_what_is_not_supported_is_refused():
-    with pytest.raises(SpecError, match=r"'query': the nested group 'features'"):
-        Orbits(mixed_spec())
+def test_what_cannot_be_folded_is_refused():
+    with pytest.raises(
+        SpecError, match=r"tensor 'layers.0.weight': axis 1 has 784 fixed indices; .* up to 16"
+    ):
+        Orbits(WeightSpec.mlp([784, 4, 10]))
     with pytest.raises(ConfigError, match="expected some of mean, max, sum, found \\['median'\\]"):
         EquivariantLinear(Orbits(SPECS["2-4-1 sine"]), 1, 1, pooling=("median",))
+    with pytest.raises(ConfigError, match="global_mixing: expected full, shared, none, found 'some'"):
+        EquivariantLinear(Orbits(SPECS["2-4-1 sine"]), 1, 1, global_mixing="some")
+
+
+@pytest.mark.parametrize("mixing", ["shared", "none"])
+def test_parameters_grow_linearly_with_depth(mixing):
+    def size(depth):
+        orbits = Orbits(WeightSpec.mlp([2, *[4] * depth, 1]))
+        return sum(p.numel() for p in EquivariantLinear(orbits, 8, 8, global_mixing=mixing).parameters())
+
+    ten, twenty, forty = size(10), size(20), size(40)
+    assert forty - twenty == 2 * (twenty - ten)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
-from weightspace.models._equivariant import EquivariantLinear, check_pooling, pool
-from weightspace.models._orbits import Features, Orbits, OrbitType
+from weightspace.models._equivariant import EquivariantLinear
+from weightspace.models._orbits import Features, Orbits
+from weightspace.models._pooling import check_pooling, pool
 from weightspace.spec import Weights, WeightSpec
 
 
@@ -44,17 +45,17 @@ class InvariantPool(nn.Module):
     def __init__(self, orbits: Orbits, channels: int, pooling: Sequence[str] = ("mean", "max")) -> None:
         super().__init__()
         check_pooling(pooling)
-        self.types, self.pooling = orbits.types, tuple(pooling)
+        self.pooling = tuple(pooling)
+        self.readings = {t: [r for r in orbits.readings(t) if not r.onto] for t in orbits.types}
         self.out_features = sum(
-            count * channels * (len(pooling) if t else 1) for t, count in orbits.entries.items()
+            count * channels * len(self.readings[t]) * (len(pooling) if t else 1)
+            for t, count in orbits.entries.items()
         )
 
     def forward(self, features: Features) -> Tensor:
         """Features to (batch, out_features)."""
-        return torch.cat([part for t in self.types for part in self._one(features[t], t)], dim=-1)
-
-    def _one(self, x: Tensor, t: OrbitType) -> list[Tensor]:
-        return pool(x, t, self.pooling)[()]
+        found = (pool(features[t], t, readings, self.pooling) for t, readings in self.readings.items())
+        return torch.cat([part for read in found for parts in read for part in parts], dim=-1)
 
 
 class DWS(nn.Module):

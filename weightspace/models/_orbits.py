@@ -1,9 +1,8 @@
 """Weights as features on orbit types: the one layout in which every equivariant layer works.
 
-Two entries of a weight space can be told apart by an equivariant map only through the groups that index them.
-So all cells indexed by the same groups are kept side by side in one tensor, ``(batch, *group sizes, channels)``,
-channels last; fixed indices (which nothing permutes) are folded into channels. An MLP 2-32-32-1 has six
-tensors but four orbit types: ``()``, ``(hidden0,)``, ``(hidden1,)`` and ``(hidden0, hidden1)``.
+All cells of one orbit type are kept side by side in one tensor, ``(batch, *group sizes, channels)``, channels
+last; fixed indices (which nothing permutes) are folded into channels. An MLP 2-32-32-1 has six tensors but four
+orbit types: ``()``, ``(hidden0)``, ``(hidden1)`` and ``(hidden0, hidden1)``.
 """
 
 from __future__ import annotations
@@ -17,16 +16,23 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import SpecError
+from weightspace.models._orbit_types import Index, OrbitType, Reading, arrangements, readings
 from weightspace.spec import Cell, WeightSpec, cell_view
 
-OrbitType = tuple[str, ...]
 Features = dict[OrbitType, Tensor]
-WIDEST = 64  # parameters grow with the square of what is folded
+WIDEST = 16  # size of a fixed index that is folded: parameters grow with the square of what is folded
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Where a cell lives: its tensor, its dims as (groups in order, then fixed), its entries per position."""
+class Slot:
+    """Where a cell lives among the features of its orbit type.
+
+    Args:
+        tensor: its name.
+        cell: the cell.
+        order: its dims, those of the orbit type in order, then the fixed ones.
+        fixed: number of its entries at every position.
+    """
 
     tensor: str
     cell: Cell
@@ -38,63 +44,66 @@ class Orbits:
     """The orbit types of a spec, and the two ways between weights and features.
 
     Args:
-        spec: a weight space without nested or repeated groups.
+        spec: any weight space.
 
     Attributes:
         types: every orbit type that some cell has, smaller ones first.
         entries: number of weight entries per position of each type.
-        sizes: size of each group.
+        slots: the cells of each type, in the order of their entries.
 
     Raises:
-        SpecError: a group is nested, or occurs twice in one cell, or a tensor has more than 64 fixed entries
-            per unit (an MLP that reads 784 pixels).
+        SpecError: a fixed index is wider than 16 (the pixels that an MLP reads).
 
     Example:
         >>> orbits = Orbits(WeightSpec.mlp([2, 32, 32, 1]))
-        >>> orbits.entries
-        {(): 1, ('hidden0',): 3, ('hidden1',): 2, ('hidden0', 'hidden1'): 1}
+        >>> print(orbits)
+        1 x (), 3 x (hidden0), 2 x (hidden1), 1 x (hidden0, hidden1)
     """
 
     def __init__(self, spec: WeightSpec) -> None:
-        rank = {name: position for position, name in enumerate(spec.groups)}
-        slots: dict[OrbitType, list[_Slot]] = {}
+        self.spec = spec
+        self._readings: dict[OrbitType, list[Reading]] = {}
+        self.rank = {name: position for position, name in enumerate(spec.groups)}
+        slots: dict[OrbitType, list[Slot]] = {}
         for name, tensor in spec.tensors.items():
             for cell in tensor.cells:
-                _check(spec, name, cell)
-                ranks = [len(rank) if dim.group is None else rank[dim.group] for dim in cell.dims]
-                order = np.argsort(ranks, kind="stable").tolist()
-                groups = tuple(dim.group for at in order if (dim := cell.dims[at]).group is not None)
-                fixed = math.prod(dim.size for dim in cell.dims if dim.group is None)
-                slots.setdefault(groups, []).append(_Slot(name, cell, tuple(order), fixed))
-        self.spec = spec
-        self.types: tuple[OrbitType, ...] = tuple(
-            sorted(slots, key=lambda t: (len(t), [rank[name] for name in t]))
-        )
-        self._slots = {orbit: slots[orbit] for orbit in self.types}
-        self._rank = rank
-        self.entries = {orbit: sum(slot.fixed for slot in self._slots[orbit]) for orbit in self.types}
-        self.sizes = {name: group.size for name, group in spec.groups.items()}
-        wide = next((slot for found in slots.values() for slot in found if slot.fixed > WIDEST), None)
-        if wide is not None:
-            raise SpecError(
-                f"tensor {wide.tensor!r}: has {wide.fixed} fixed entries per unit; this layer folds them into "
-                f"channels, which it does up to {WIDEST}"
-            )
+                _check_width(name, cell)
+                orbit, order = _arranged(cell, self.rank)
+                fixed = tuple(at for at, dim in enumerate(cell.dims) if dim.group is None)
+                size = math.prod(cell.dims[at].size for at in fixed)
+                slots.setdefault(orbit, []).append(Slot(name, cell, (*order, *fixed), size))
+        ordered = sorted(slots, key=lambda t: (len(t), [(self.rank[i.group], i.parents) for i in t]))
+        self.types: tuple[OrbitType, ...] = tuple(ordered)
+        self.slots = {orbit: tuple(slots[orbit]) for orbit in self.types}
+        self.entries = {orbit: sum(slot.fixed for slot in self.slots[orbit]) for orbit in self.types}
+
+    def sizes(self, orbit: OrbitType) -> tuple[int, ...]:
+        """Number of units along each index of a type."""
+        return tuple(self.spec.groups[index.group].size for index in orbit)
+
+    def readings(self, orbit: OrbitType) -> list[Reading]:
+        """Every way to see a type on a smaller one."""
+        if orbit not in self._readings:
+            self._readings[orbit] = readings(orbit, self.rank)
+        return self._readings[orbit]
 
     def key(self, orbit: OrbitType) -> str:
-        """The name of an orbit type's parameters: ``all`` for the empty one, else ``g0_g1`` by number of group."""
-        return "_".join(f"g{self._rank[name]}" for name in orbit) or "all"
+        """The name of a type's parameters: ``all`` for the empty one, else ``g0_g1`` by number of group."""
+        return "_".join("_in".join(map(str, (f"g{self.rank[i.group]}", *i.parents))) for i in orbit) or "all"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} x {type_name(orbit)}" for orbit, count in self.entries.items())
 
     def gather(self, weights: Mapping[str, Tensor]) -> Features:
         """Weights (batch, ...) to features (batch, *group sizes, entries)."""
         (batch,) = self.spec.batch_shape(weights)
         features: Features = {}
-        for orbit, slots in self._slots.items():
+        for orbit, slots in self.slots.items():
             parts = []
             for slot in slots:
                 flat = weights[slot.tensor].reshape(batch, -1)
                 view = cell_view(flat, slot.cell).permute(0, *(1 + at for at in slot.order))
-                parts.append(view.reshape(batch, *(self.sizes[name] for name in orbit), slot.fixed))
+                parts.append(view.reshape(batch, *self.sizes(orbit), slot.fixed))
             features[orbit] = torch.cat(parts, dim=-1)
         return features
 
@@ -106,7 +115,7 @@ class Orbits:
             name: first.new_empty(len(first), channels, tensor.numel)
             for name, tensor in self.spec.tensors.items()
         }
-        for orbit, slots in self._slots.items():
+        for orbit, slots in self.slots.items():
             parts = features[orbit].split([slot.fixed * channels for slot in slots], dim=-1)
             for slot, part in zip(slots, parts, strict=True):
                 sizes = [slot.cell.sizes[at] for at in slot.order]
@@ -119,15 +128,36 @@ class Orbits:
         }
 
 
-def _check(spec: WeightSpec, tensor: str, cell: Cell) -> None:
-    groups = [dim.group for dim in cell.dims if dim.group is not None]
-    nested = [name for name in groups if spec.groups[name].within]
-    if nested:
+def type_name(orbit: OrbitType) -> str:
+    """An orbit type as text: ``(heads0, features0 within 0)``."""
+    shown = [
+        f"{index.group} within {', '.join(map(str, index.parents))}" if index.parents else index.group
+        for index in orbit
+    ]
+    return f"({', '.join(shown)})"
+
+
+def _arranged(cell: Cell, rank: Mapping[str, int]) -> tuple[OrbitType, tuple[int, ...]]:
+    """The orbit type of a cell, and its dims in the type's order."""
+    live = [at for at, dim in enumerate(cell.dims) if dim.group is not None]
+    live.sort(key=lambda at: _depth(cell, at))
+    place = {at: new for new, at in enumerate(live)}
+    indices = [
+        Index(str(cell.dims[at].group), tuple(place[parent] for parent in cell.dims[at].parents))
+        for at in live
+    ]
+    orbit, orders = arrangements(indices, rank)
+    return orbit, tuple(live[at] for at in orders[0])
+
+
+def _depth(cell: Cell, at: int) -> int:
+    return 1 + max((_depth(cell, parent) for parent in cell.dims[at].parents), default=-1)
+
+
+def _check_width(tensor: str, cell: Cell) -> None:
+    wide = next((dim for dim in cell.dims if dim.group is None and dim.size > WIDEST), None)
+    if wide is not None:
         raise SpecError(
-            f"tensor {tensor!r}: the nested group {nested[0]!r} is not supported by this layer yet"
-        )
-    repeated = [name for name in groups if groups.count(name) > 1]
-    if repeated:
-        raise SpecError(
-            f"tensor {tensor!r}: {repeated[0]!r} occurs twice, which this layer does not support yet"
+            f"tensor {tensor!r}: axis {wide.axis} has {wide.size} fixed indices; equivariant layers fold up to {WIDEST} of "
+            "them into channels"
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from weightspace.spec import Cell, Dim, Frozen, Group, TensorSpec, Weights, WeightSpec
@@ -62,3 +64,63 @@ def random_weights(
     """Standard normal weights with the given leading axes."""
     generator = torch.Generator().manual_seed(seed)
     return spec.unflatten(torch.randn(*batch, spec.num_parameters, generator=generator, dtype=dtype))
+
+
+def random_spec(seed: int, largest: int = 14) -> WeightSpec:
+    """A spec of at most ``largest`` parameters that no network need have: for proofs by brute force.
+
+    Groups of 1 to 3 units, one of them perhaps within another; tensors that concatenate cells in which groups
+    repeat, nest and meet fixed indices, their dims in any order of strides.
+    """
+    rng = np.random.default_rng(seed)
+    outer, other = (Group(name, int(rng.integers(1, 4))) for name in ("outer", "other"))
+    inner = Group("inner", int(rng.integers(1, 3)), ("outer",) if rng.random() < 0.7 else ())
+    groups = [outer, other, inner]
+    tensors: dict[str, TensorSpec] = {}
+    left = largest
+    for name in ("first", "second", "third"):
+        cells: list[Cell] = []
+        offset = 0
+        for _ in range(int(rng.integers(1, 3))):
+            names = _random_indices(rng, inner)
+            sizes = [2 if at is None else {g.name: g.size for g in groups}[at] for at in names]
+            if math.prod(sizes) <= left - offset:
+                cells.append(_packed(rng, names, sizes, inner, offset))
+                offset += cells[-1].numel
+        if cells:
+            tensors[name] = TensorSpec((offset,), tuple(cells))
+            left -= offset
+    used = {dim.group for tensor in tensors.values() for cell in tensor.cells for dim in cell.dims}
+    return WeightSpec.build([group for group in groups if group.name in used], tensors)
+
+
+def _random_indices(rng: np.random.Generator, inner: Group) -> list[str | None]:
+    """Names of groups, None for a fixed index; with an inner group, what it is within."""
+    names: list[str | None] = list(rng.choice(["outer", "other", "inner"], int(rng.integers(0, 4))).tolist())
+    if inner.within and "inner" in names and "outer" not in names:
+        names[-1:] = ["outer"] if names.count("inner") == len(names) > 1 else [*names[-1:], "outer"]
+    return [*names, None] if rng.random() < 0.3 else names
+
+
+def _packed(
+    rng: np.random.Generator, names: list[str | None], sizes: list[int], inner: Group, offset: int
+) -> Cell:
+    """One cell that fills a stretch of a vector, with its dims in a random order of strides."""
+    order = rng.permutation(len(names)).tolist()
+    strides = dict.fromkeys(order, 1)
+    step = 1
+    for at in reversed(order):
+        strides[at], step = step, step * sizes[at]
+    kept = [at for at in order if names[at] is not None or sizes[at] > 1]
+    parents = [place for place, at in enumerate(kept) if names[at] == "outer"]
+    dims = [
+        Dim(
+            0,
+            strides[at],
+            sizes[at],
+            names[at],
+            (int(rng.choice(parents)),) if names[at] == inner.name and inner.within else (),
+        )
+        for at in kept
+    ]
+    return Cell(tuple(dims), offset)

@@ -1,0 +1,165 @@
+"""Pool features onto smaller orbit types, and write features of smaller types back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightspace.errors import ConfigError
+from weightspace.models._orbit_types import OrbitType, Reading, closed_subsets
+
+POOLINGS = ("mean", "max", "sum")
+
+Blocks = tuple[tuple[int, ...], ...]
+Kept = tuple[int, ...]
+
+
+def check_pooling(pooling: Sequence[str]) -> None:
+    """Raise ConfigError unless every name is a known pooling and there is at least one."""
+    unknown = [name for name in pooling if name not in POOLINGS]
+    if unknown or not pooling:
+        raise ConfigError(f"pooling: expected some of {', '.join(POOLINGS)}, found {list(pooling)}")
+
+
+def pool(
+    features: Tensor, orbit: OrbitType, wanted: Sequence[Reading], pooling: Sequence[str]
+) -> list[list[Tensor]]:
+    """Read features (batch, *group sizes, channels) in several ways: one tensor per pooling for each of them.
+
+    Each set of indices is pooled from one that has one index more: a mean of means over full axes is the mean,
+    a maximum of maxima the maximum. A reading that keeps everything holds the features themselves, once.
+    """
+    pooled: dict[Blocks, dict[Kept, list[Tensor]]] = {}
+    for blocks in dict.fromkeys(reading.blocks for reading in wanted):
+        merged = tuple(orbit[block[0]]._replace(parents=_parents(orbit, blocks, block)) for block in blocks)
+        sets = [tuple(sorted(reading.kept)) for reading in wanted if reading.blocks == blocks]
+        pooled[blocks] = _pool_sets(diagonal(features, blocks), merged, sets, pooling)
+    return [
+        [_ordered(x, reading.kept) for x in pooled[reading.blocks][tuple(sorted(reading.kept))]]
+        for reading in wanted
+    ]
+
+
+def _parents(orbit: OrbitType, blocks: Blocks, block: tuple[int, ...]) -> tuple[int, ...]:
+    of = {at: number for number, members in enumerate(blocks) for at in members}
+    return tuple(of[parent] for parent in orbit[block[0]].parents)
+
+
+def _pool_sets(
+    x: Tensor, orbit: OrbitType, sets: Sequence[Kept], pooling: Sequence[str]
+) -> dict[Kept, list[Tensor]]:
+    whole = tuple(range(len(orbit)))
+    found: dict[Kept, list[Tensor]] = {whole: [x]}
+    subsets = [kept for kept in closed_subsets(orbit) if any(set(wanted) <= set(kept) for wanted in sets)]
+    first = [kept for kept in subsets if len(kept) == len(whole) - 1]
+    if first:
+        axes = tuple(1 + next(at for at in whole if at not in kept) for kept in first)
+        parts = _PoolAxes.apply(x, axes, tuple(pooling))
+        for place, kept in enumerate(first):
+            found[kept] = list(parts[place * len(pooling) : (place + 1) * len(pooling)])
+    for kept in subsets:
+        if len(kept) < len(whole) - 1:
+            larger = next(other for other in found if len(other) == len(kept) + 1 and set(kept) < set(other))
+            axis = 1 + next(at for at, index in enumerate(larger) if index not in kept)
+            found[kept] = [_reduce(part, how, axis) for part, how in zip(found[larger], pooling, strict=True)]
+    return found
+
+
+def _ordered(x: Tensor, kept: Kept) -> Tensor:
+    """Axes in ascending order of blocks to those of a reading."""
+    order = sorted(kept)
+    if list(kept) == order:
+        return x
+    return x.permute(0, *(1 + order.index(block) for block in kept), x.ndim - 1)
+
+
+def diagonal(x: Tensor, blocks: Blocks) -> Tensor:
+    """The view of (batch, *indices, channels) on which the indices of each block are equal."""
+    axes = sorted(at for block in blocks for at in block)
+    for block in blocks:
+        for other in block[1:]:
+            x = x.diagonal(0, 1 + axes.index(block[0]), 1 + axes.index(other))
+            axes.remove(other)
+            x = x.movedim(-1, 1 + axes.index(block[0]))
+    return x
+
+
+def write(orbit: OrbitType, parts: Mapping[Reading, Tensor]) -> Tensor:
+    """Add features of smaller types into one type: along what a reading pools, broadcast; on diagonals, alone."""
+    by_blocks: dict[Blocks, dict[Kept, Tensor]] = {}
+    for reading, x in parts.items():
+        order = [reading.kept.index(block) for block in sorted(reading.kept)]
+        x = x.permute(0, *(1 + at for at in order), x.ndim - 1)
+        by_blocks.setdefault(reading.blocks, {})[tuple(sorted(reading.kept))] = x
+    apart: Blocks = tuple((at,) for at in range(len(orbit)))
+    whole = _join(len(orbit), by_blocks.pop(apart))
+    if not by_blocks:
+        return whole
+    whole = whole.clone()
+    for blocks, terms in by_blocks.items():
+        diagonal(whole, blocks).add_(_join(len(blocks), terms))
+    return whole
+
+
+def _join(rank: int, parts: Mapping[Kept, Tensor]) -> Tensor:
+    """Add features on subsets of some indices, broadcast along those that they lack.
+
+    Small subsets are added into larger ones first, so that the largest tensor is passed over as rarely as can be.
+    """
+    total: dict[Kept, Tensor] = {}
+    for kept in sorted(parts, key=len):
+        part = parts[kept]
+        for smaller in [other for other in total if set(other) < set(kept)]:
+            part = part + _align(total.pop(smaller), smaller, kept)
+        total[kept] = part
+    full = tuple(range(rank))
+    terms = [_align(part, kept, full) for kept, part in sorted(total.items(), key=lambda item: -len(item[0]))]
+    return sum(terms[1:], terms[0])
+
+
+def _align(x: Tensor, kept: Kept, target: Kept) -> Tensor:
+    for at, index in enumerate(target):
+        if index not in kept:
+            x = x.unsqueeze(1 + at)
+    return x
+
+
+def _reduce(x: Tensor, how: str, axis: int) -> Tensor:
+    if how == "mean":
+        return x.mean(axis)
+    return x.sum(axis) if how == "sum" else x.amax(axis)
+
+
+class _PoolAxes(torch.autograd.Function):
+    """Pool the largest tensor along each of its axes, with one joint backward pass.
+
+    Autograd alone would write a tensor of its size for every axis and pooling, and add them up: 4 times as slow
+    for mean and max over two axes. As in ``amax``, tied maxima share the gradient evenly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], pooling: tuple[str, ...]) -> tuple[Tensor, ...]:
+        pooled = tuple(_reduce(x, how, axis) for axis in axes for how in pooling)
+        ctx.save_for_backward(x, *pooled)
+        ctx.axes, ctx.pooling = axes, pooling
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        x, *pooled = ctx.saved_tensors
+        cases = [(axis, how) for axis in ctx.axes for how in ctx.pooling]
+        evenly = [
+            (grad / x.shape[axis] if how == "mean" else grad).unsqueeze(axis)
+            for (axis, how), grad in zip(cases, gradients, strict=True)
+            if how != "max"
+        ]
+        total = torch.zeros_like(x) if not evenly else sum(evenly[1:], evenly[0].expand_as(x).contiguous())
+        for (axis, how), grad, value in zip(cases, gradients, pooled, strict=True):
+            if how == "max":
+                # as floats, because summing booleans converts them to integers first, which is slow
+                hit = (x == value.unsqueeze(axis)).to(x.dtype)
+                total.addcmul_(hit, (grad / hit.sum(axis)).unsqueeze(axis))
+        return total, None, None
