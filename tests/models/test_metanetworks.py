@@ -20,7 +20,7 @@ from weightspace.models import (
 )
 from weightspace.nets import MLP
 from weightspace.spec import WeightSpec
-from weightspace.testing import EquivarianceError, assert_invariant, mixed_spec, random_weights, tiny_specs
+from weightspace.testing import EquivarianceError, assert_invariant, random_weights, tiny_specs
 from weightspace.zoo import spec_of
 
 NETS = {
@@ -189,7 +189,7 @@ def test_trees_of_foreign_types_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("cnn", {}, "model: expected one of dws, mlp, statistics, probe, found 'cnn'"),
+        ("cnn", {}, "model: expected one of dws, nfn, unf, mlp, statistics, probe, found 'cnn'"),
         ("dws", {"hiden": 3}, "model.hiden: unknown option of dws; expected one of hidden, layers, pooling"),
         ("dws", {"hidden": 0}, "model.hidden: input should be greater than or equal to 1, found 0"),
         (
@@ -212,9 +212,8 @@ def test_options_are_refused_by_name(model, options, message):
         model_config(model, options)
 
 
-@pytest.mark.parametrize("name", ["dws", "mlp", "statistics", "probe"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_built_from_its_options(name):
-    assert set(MODELS) == {"dws", "mlp", "statistics", "probe"}
     net = MLP((2, 5, 1))
     options = {"statistics": {"reader": "mlp"}}.get(name, {})
     model = model_config(name, options).build(spec_of(net), {"kind": "mlp", "arguments": net.arguments()}, 3)
@@ -226,9 +225,15 @@ def test_what_a_model_cannot_read_is_refused():
     spec = WeightSpec.mlp([2, 4, 1])
     with pytest.raises(ConfigError, match="model probe: the zoo does not say how to rebuild its networks"):
         model_config("probe").build(spec, None, 3)
-    with pytest.raises(SpecError, match="nested group"):
-        DWS(mixed_spec(), 3)
-    with pytest.raises(ConfigError, match="expected layers >= 1, hidden >= 1 and dropout"):
+    with pytest.raises(
+        SpecError, match=r"axis 1 has 784 fixed indices; .*; choose wide='project' or wide='encode'"
+    ):
+        DWS(WeightSpec.mlp([784, 4, 10]), 3)
+    with pytest.raises(ConfigError, match="model mlp: gives numbers and no weights"):
+        model_config("mlp").build(spec, None, None)
+    with pytest.raises(ConfigError, match=r"model.preset: dws has the presets paper, found 'papre'"):
+        model_config("dws", {"preset": "papre"})
+    with pytest.raises(ConfigError, match="expected layers >= 1, hidden >= 1, dropout"):
         DWS(spec, 3, layers=0)
     with pytest.raises(ConfigError, match="norm: expected batch or none, found 'layer'"):
         DWS(spec, 3, norm="layer")

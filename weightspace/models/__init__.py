@@ -1,7 +1,14 @@
 """Metanetworks: networks whose input is other networks' weights."""
 
 from weightspace.models._baselines import FlatMLP, StatisticsMLP, StatisticsTrees, statistics
-from weightspace.models._configs import DWSConfig, FlatMLPConfig, ProbeConfig, StatisticsConfig
+from weightspace.models._configs import (
+    DWSConfig,
+    FlatMLPConfig,
+    NFNConfig,
+    ProbeConfig,
+    StatisticsConfig,
+    UNFConfig,
+)
 from weightspace.models._dws import DWS, NFN, UNF
 from weightspace.models._encoding import Encoding
 from weightspace.models._ends import free_ends
@@ -36,6 +43,7 @@ __all__ = [
     "InvariantHead",
     "InvariantPool",
     "ModelConfig",
+    "NFNConfig",
     "OrbitNorm",
     "Orbits",
     "Probe",
@@ -44,6 +52,7 @@ __all__ = [
     "StatisticsConfig",
     "StatisticsMLP",
     "StatisticsTrees",
+    "UNFConfig",
     "free_ends",
     "model_config",
     "statistics",

@@ -10,13 +10,18 @@ from torch import nn
 
 from weightspace.errors import ConfigError
 from weightspace.models._baselines import FlatMLP, StatisticsMLP, StatisticsTrees
-from weightspace.models._dws import DWS
+from weightspace.models._dws import DWS, NFN, UNF
 from weightspace.models._probe import Probe
 from weightspace.models._registry import MODELS, ModelConfig
 from weightspace.nets import build
 from weightspace.spec import WeightSpec
 
 Pooling = Literal["mean", "max", "sum"]
+HeadPooling = Literal["mean", "max", "sum", "attention"]
+Mixing = Literal["full", "shared", "none"]
+Wide = Literal["refuse", "encode", "project"]
+MIXING = "how tensors meet that share no group: by matrices of their own, one small vector, or not"
+WIDE = "what becomes of more than 16 fixed indices, such as input pixels"
 
 
 @MODELS.register("dws", paper="Navon et al. 2023, arXiv:2301.12780")
@@ -29,16 +34,83 @@ class DWSConfig(ModelConfig):
         "augment": "sign, noise(0.05)",
     }
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"attention": 4, "pooling": ("max",)}}
+
     hidden: int = Field(32, ge=1, description="channels per weight entry")
     layers: int = Field(4, ge=1, description="equivariant layers")
     pooling: tuple[Pooling, ...] = Field(("mean", "max"), min_length=1, description="how groups are pooled")
     norm: Literal["batch", "none"] = Field("batch", description="after each layer")
+    attention: int = Field(0, ge=0, description="heads of self-attention among units; 0 for none")
     dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
     head: int = Field(128, ge=1, description="hidden units of the head")
+    global_mixing: Mixing = Field("full", description=MIXING)
+    wide: Wide = Field("refuse", description=WIDE)
 
-    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
         """A DWS for the spec."""
         return DWS(spec, out_features, **self.model_dump())
+
+
+@MODELS.register("nfn", paper="Zhou et al. 2023, arXiv:2302.14040")
+class NFNConfig(ModelConfig):
+    """Permutation equivariant neural functional: mean pooling, with input and output units fixed or permutable."""
+
+    training: ClassVar[Mapping[str, Any]] = {
+        "epochs": 20,
+        "learning_rate": 1e-3,
+        "augment": "sign, noise(0.05)",
+    }
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"hidden": 512, "layers": 3, "fourier": 128, "scale": 3.0, "head": 1000, "dropout": 0.1}
+    }
+
+    variant: Literal["hnp", "np"] = Field(
+        "hnp",
+        description="hnp: input and output units are fixed; np: permutable, told apart by learned vectors",
+    )
+    hidden: int = Field(64, ge=1, description="channels per weight entry")
+    layers: int = Field(3, ge=1, description="equivariant layers")
+    fourier: int = Field(0, ge=0, description="random frequencies in which each weight is encoded")
+    scale: float = Field(1.0, gt=0, description="standard deviation of the frequencies")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
+    head: int = Field(512, ge=1, description="hidden units of the head")
+    head_pooling: tuple[HeadPooling, ...] = Field(("mean",), min_length=1, description="in the head")
+    global_mixing: Mixing = Field("full", description=MIXING)
+    wide: Wide = Field("refuse", description=WIDE)
+
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
+        """An NFN for the spec."""
+        return NFN(spec, out_features, **self.model_dump())
+
+
+@MODELS.register("unf", paper="Zhou et al. 2024, arXiv:2402.05232")
+class UNFConfig(ModelConfig):
+    """Universal neural functional: any architecture, at a cost that grows linearly with its depth."""
+
+    training: ClassVar[Mapping[str, Any]] = DWSConfig.training
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"norm": "none", "global_mixing": "full", "head_pooling": ("mean",)}
+    }
+
+    hidden: int = Field(32, ge=1, description="channels per weight entry")
+    layers: int = Field(3, ge=1, description="equivariant layers")
+    pooling: tuple[Pooling, ...] = Field(("mean",), min_length=1, description="how groups are pooled")
+    norm: Literal["batch", "none"] = Field("batch", description="after each layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
+    head: int = Field(128, ge=1, description="hidden units of the head")
+    head_pooling: tuple[HeadPooling, ...] = Field(("mean", "max"), min_length=1, description="in the head")
+    global_mixing: Mixing = Field("shared", description=MIXING)
+    wide: Wide = Field("encode", description=WIDE)
+
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
+        """A UNF for the spec."""
+        return UNF(spec, out_features, **self.model_dump())
 
 
 @MODELS.register("mlp", paper="baseline in Navon et al. 2023, arXiv:2301.12780")
@@ -50,9 +122,11 @@ class FlatMLPConfig(ModelConfig):
     hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="units per hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
 
-    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
         """A flat MLP for the spec."""
-        return FlatMLP(spec, out_features, **self.model_dump())
+        return FlatMLP(spec, self.numbers(out_features), **self.model_dump())
 
 
 @MODELS.register("statistics", paper="Unterthiner et al. 2020, arXiv:2002.11448")
@@ -67,12 +141,17 @@ class StatisticsConfig(ModelConfig):
     hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer of the MLP")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the MLP")
 
-    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
         """The chosen reader."""
         if self.reader == "mlp":
-            return StatisticsMLP(spec, out_features, hidden=self.hidden, dropout=self.dropout)
+            return StatisticsMLP(spec, self.numbers(out_features), hidden=self.hidden, dropout=self.dropout)
         return StatisticsTrees(
-            spec, out_features, iterations=self.iterations, learning_rate=self.tree_learning_rate
+            spec,
+            self.numbers(out_features),
+            iterations=self.iterations,
+            learning_rate=self.tree_learning_rate,
         )
 
 
@@ -87,7 +166,9 @@ class ProbeConfig(ModelConfig):
     hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
 
-    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
         """Probes for networks that can be rebuilt.
 
         Raises:
@@ -98,4 +179,6 @@ class ProbeConfig(ModelConfig):
                 "model probe: the zoo does not say how to rebuild its networks, so none can be run"
             )
         network = build(architecture)
-        return Probe(network, network.widths[0], network.widths[-1], out_features, **self.model_dump())
+        return Probe(
+            network, network.widths[0], network.widths[-1], self.numbers(out_features), **self.model_dump()
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -72,6 +71,7 @@ class Encoding(nn.Module):
         except SpecError as error:
             raise SpecError(f"{error}; choose wide='project' or wide='encode'") from None
         self.channels = 1 + 2 * fourier
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 2.0 * math.pi * scale * torch.randn(fourier))
         self.positions = nn.ParameterDict()
         for orbit in self.orbits.types:
@@ -156,7 +156,7 @@ class Narrowing(nn.Module):
         """Weights of the narrowed spec to those of the spec."""
         return self._mapped(weights, self.up)
 
-    def _mapped(self, weights: Weights, maps: Mapping[str, Tensor]) -> Weights:
+    def _mapped(self, weights: Weights, maps: nn.ParameterDict) -> Weights:
         out = dict(weights)
         for key, (name, axis) in self.axes.items():
             out[name] = nn.functional.linear(out[name].movedim(1 + axis, -1), maps[key]).movedim(-1, 1 + axis)

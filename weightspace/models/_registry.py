@@ -30,6 +30,7 @@ class ModelConfig(BaseModel):
         paper: where it was published.
         reads: ``"normalised"`` weights, or ``"raw"`` ones for models that run the networks.
         training: defaults of the training configuration that suit this model.
+        presets: options by name; ``paper`` is what was published.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,10 +38,28 @@ class ModelConfig(BaseModel):
     paper: ClassVar[str]
     reads: ClassVar[str] = "normalised"
     training: ClassVar[Mapping[str, Any]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def build(self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int) -> nn.Module:
-        """The model, with fresh parameters."""
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
+        """The model, with fresh parameters: (batch, out_features) out of weights, or weights if that is None.
+
+        Raises:
+            ConfigError: the model cannot give weights, or cannot read networks of this kind.
+        """
         raise AssertionError(f"{type(self).__name__} builds nothing")
+
+    @classmethod
+    def numbers(cls, out_features: int | None) -> int:
+        """The size of the output, of models that cannot give weights.
+
+        Raises:
+            ConfigError: weights are asked for.
+        """
+        if out_features is None:
+            raise ConfigError(f"model {cls.name}: gives numbers and no weights; take dws, nfn, unf or graph")
+        return out_features
 
 
 MODELS: Registry[type[ModelConfig]] = Registry("model", "name")
@@ -48,7 +67,7 @@ MODELS: Registry[type[ModelConfig]] = Registry("model", "name")
 
 
 def model_config(name: str, options: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The validated options of a model.
+    """The validated options of a model; ``preset`` names a set of them, over which the others go.
 
     Raises:
         ConfigError: an unknown model or option, or a value out of range.
@@ -56,7 +75,17 @@ def model_config(name: str, options: Mapping[str, Any] | None = None) -> ModelCo
     Example:
         >>> model_config("dws", {"hidden": 16}).hidden
         16
+        >>> model_config("dws", {"preset": "paper"}).attention
+        4
     """
     if name not in MODELS:
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")
-    return validated(MODELS[name], options or {}, ConfigError, "model.", f"unknown option of {name}")
+    chosen = dict(options or {})
+    preset = chosen.pop("preset", None)
+    if preset is not None:
+        known = MODELS[name].presets
+        if preset not in known:
+            names = ", ".join(known) or "none"
+            raise ConfigError(f"model.preset: {name} has the presets {names}, found {preset!r}")
+        chosen = {**known[preset], **chosen}
+    return validated(MODELS[name], chosen, ConfigError, "model.", f"unknown option of {name}")
