@@ -145,7 +145,7 @@ class EquivariantLinear(nn.Module):
         return self.orbits.entries[read.source] * self.in_channels * (1 if whole else len(self.pooling))
 
     def _reset(self) -> None:
-        """Uniform with the variance of nn.Linear, over all that reaches an output."""
+        """Uniform with variance 1 / fan-in, over all that reaches an output."""
         fan_in = dict.fromkeys(self.orbits.types, 0)
         for t, writes in self._writes.items():
             for target, writing in writes:
@@ -155,7 +155,7 @@ class EquivariantLinear(nn.Module):
             for t, writes in self._writes.items():
                 blocks = self.weight[self.orbits.key(t)].split(self._widths[t])
                 for (target, _), block in zip(writes, blocks, strict=True):
-                    bound = 1.0 / math.sqrt(fan_in[target])
+                    bound = math.sqrt(3.0 / fan_in[target])
                     block.uniform_(-bound, bound)
             for hub in self.hub.values():
                 # keeps the variance of what passes

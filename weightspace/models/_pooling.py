@@ -140,12 +140,16 @@ class _PoolAxes(torch.autograd.Function):
     for mean and max over two axes. As in ``amax``, tied maxima share the gradient evenly.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], pooling: tuple[str, ...]) -> tuple[Tensor, ...]:
-        pooled = tuple(_reduce(x, how, axis) for axis in axes for how in pooling)
-        ctx.save_for_backward(x, *pooled)
-        ctx.axes, ctx.pooling = axes, pooling
-        return pooled
+    def forward(x: Tensor, axes: tuple[int, ...], pooling: tuple[str, ...]) -> tuple[Tensor, ...]:
+        return tuple(_reduce(x, how, axis) for axis in axes for how in pooling)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.axes, ctx.pooling = inputs
+        ctx.save_for_backward(x, *output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
