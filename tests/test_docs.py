@@ -127,7 +127,8 @@ def test_commands_parse(place: str, words: list[str]) -> None:
     if name == "generate" and given["recipe"] in recipe_names():
         load_recipe(given["recipe"], settings)
     elif name == "train":
-        train_config({"zoo": str(given["zoo"]), "model": given["model"], "task": given["task"]}, settings)
+        named = {name: given[name] for name in ("model", "task", "target")}
+        train_config({"zoo": str(given["zoo"]), **named}, settings)
     elif name == "recipes" and given["name"] is not None:
         load_recipe(given["name"])
 

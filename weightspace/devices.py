@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
 
     Training on a CPU frees and allocates tensors of several megabytes in every step. glibc returns them to the
     system, which then zeroes every page again at its first use: a step of DWS took 108 ms so, and 86 ms with the
-    memory kept (``benchmarks/dws_speed.py``, with and without ``--plain-malloc``).
+    memory kept (``benchmarks/metanetwork_speed.py``, with and without ``--plain-malloc``).
 
     Returns:
         Whether the C library took the setting; others than glibc do not have it.

@@ -126,6 +126,15 @@ def model_options() -> str:
     return "\n\n".join(parts)
 
 
+def task_options() -> str:
+    from weightspace.tasks import TASKS
+
+    parts = [
+        (name, _fields(cls.settings, "task.")) for name, cls in TASKS.items() if cls.settings.model_fields
+    ]
+    return "\n\n".join(f"`{name}`:\n\n{table}" for name, table in parts)
+
+
 def training_fields() -> str:
     from weightspace.tasks import TrainConfig
 
@@ -192,6 +201,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     "sources": sources,
     "split-fields": split_fields,
+    "task-options": task_options,
     "tasks": tasks,
     "traced-networks": traced_networks,
     "training-fields": training_fields,

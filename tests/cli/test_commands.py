@@ -18,7 +18,19 @@ from weightspace.nets import MLP, build, coordinate_grid
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import Zoo, load_network, verify_digest
 
-COMMANDS = ("recipes", "generate", "info", "show", "train", "evaluate", "spec", "align", "merge")
+COMMANDS = (
+    "recipes",
+    "generate",
+    "info",
+    "show",
+    "train",
+    "evaluate",
+    "predict",
+    "edit",
+    "spec",
+    "align",
+    "merge",
+)
 SMALL = ["--set", "source.size=8", "--set", "network.hidden=[8]", "--set", "protocol.steps=5"]
 FIT = ["--model", "mlp", "--set", "model.hidden=[8]", "--epochs", "1", "--device", "cpu", "--quiet"]
 WIDE = '{"kind": "mlp", "arguments": {"widths": [2, 8, 8, 1], "output_offset": 0.5}}'

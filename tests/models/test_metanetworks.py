@@ -40,7 +40,7 @@ def settled(model, spec):
 
 
 def probe(net, **options):
-    return Probe(net, net.widths[0], net.widths[-1], 4, **options)
+    return Probe(net, 4, **options)
 
 
 @pytest.mark.parametrize("name", tiny_specs())
@@ -109,7 +109,7 @@ def test_a_probe_reads_the_outputs_of_the_networks():
     spec = spec_of(net)
     model = probe(net, probes=3).eval()
     assert all(net.layers[0].weight is not p for p in model.parameters())
-    assert {name for name, _ in model.named_parameters() if not name.startswith("read.")} == {"probes"}
+    assert {name for name, _ in model.named_parameters() if not name.startswith("read.")} == {"source.values"}
     assert model.probes.shape == (3, 2)
     assert model.probes.abs().max() <= 1
     weights = random_weights(spec, (4,))
@@ -189,7 +189,7 @@ def test_trees_of_foreign_types_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("cnn", {}, "model: expected one of dws, nfn, unf, mlp, statistics, probe, found 'cnn'"),
+        ("cnn", {}, "model: expected one of dws, nfn, unf, mlp, deepsets, statistics, probe, "),
         ("dws", {"hiden": 3}, "model.hiden: unknown option of dws; expected one of hidden, layers, pooling"),
         ("dws", {"hidden": 0}, "model.hidden: input should be greater than or equal to 1, found 0"),
         (

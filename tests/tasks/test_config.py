@@ -29,16 +29,46 @@ def test_options_have_two_names():
 @pytest.mark.parametrize(
     ("values", "overrides", "message"),
     [
-        ({}, {"epoch": 3}, "train: epoch: unknown field; expected one of zoo, population, task, target"),
+        (
+            {},
+            {"epoch": 3},
+            "train: epoch: unknown field; expected one of zoo, population, task, task_options",
+        ),
         ({}, {"epochs": 0}, "train: epochs: input should be greater than or equal to 1, found 0"),
         ({}, {"batch_size": 1}, "train: batch_size: input should be greater than or equal to 2, found 1"),
         ({}, {"normalisation": "layer"}, "train: normalisation: input should be 'tensor', 'entry' or 'none'"),
         ({}, {"model.hiden": 3}, "model.hiden: unknown option of dws; expected one of hidden, layers"),
-        ({"model": "cnn"}, {}, "model: expected one of dws, mlp, statistics, probe, found 'cnn'"),
+        ({"model": "cnn"}, {}, "model: expected one of dws, nfn, unf"),
         ({}, {"model": ["dws"]}, "model: "),
         ({}, {"options": 3}, "options: "),
-        ({"task": "dance"}, {}, "task: expected one of classification, found 'dance'"),
+        ({"task": "dance"}, {}, "task: expected one of classification, editing, regression, found 'dance'"),
         ({}, {"task": ["dance"]}, "task: "),
+        (
+            {"task": "regression"},
+            {},
+            "target: task regression predicts a label or metric; name one with --target",
+        ),
+        ({"task": "editing", "target": "label"}, {}, "target: task editing predicts none, found 'label'"),
+        (
+            {},
+            {"task.loss": "bce"},
+            "task.loss: unknown option of classification; expected one of label_smoothing",
+        ),
+        ({}, {"task.label_smoothing": 1}, "task.label_smoothing: input should be less than 1, found 1"),
+        ({"task": "editing"}, {"task.window": 4}, "task.window: value error, input should be odd, found 4"),
+        (
+            {"task": "editing"},
+            {"task.edit": "paint"},
+            "task.edit: input should be 'dilate', 'erode', 'contrast' or",
+        ),
+        ({}, {"task_options": {"x": 1}}, "task_options: "),
+        (
+            {},
+            {"precision": "64"},
+            "train: precision: input should be '32', 'bf16-mixed' or '16-mixed', found '64'",
+        ),
+        ({}, {"accumulate": 0}, "train: accumulate: input should be greater than or equal to 1, found 0"),
+        ({}, {"devices": 0}, "train: devices: input should be greater than or equal to 1, found 0"),
         ({}, {"seed": -1}, "train: seed: input should be greater than or equal to 0, found -1"),
     ],
 )
@@ -48,6 +78,17 @@ def test_mistakes_are_named(values, overrides, message):
     ) as e:
         train_config({"zoo": "a.h5", **values}, overrides)
     assert "\n" not in str(e.value)
+
+
+def test_defaults_come_from_the_task_too():
+    values = {"zoo": "a.h5", "task": "editing"}
+    config = train_config(values, {"task.edit": "erode", "precision": 32})
+    assert (config.target, config.augment, config.learning_rate) == (None, "sign", 3e-3)
+    assert (config.task_options["edit"], config.task_options["window"]) == ("erode", 3)
+    assert config.settings().edit == "erode"
+    assert config.precision == "32"
+    assert train_config({"zoo": "a.h5"}).target == "label"
+    assert train_config({**values, "augment": "noise(0.1)"}).augment == "noise(0.1)"
 
 
 def test_a_configuration_survives_its_file(tmp_path):

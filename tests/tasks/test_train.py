@@ -24,7 +24,7 @@ SMALL = {
     "statistics": {"model.iterations": 3},
     "probe": {"model.probes": 8, "model.hidden": [16]},
 }
-FILES = {"config.yaml", "model.json", "model.safetensors", "report.json", "zoo.json"}
+FILES = {"config.yaml", "model.json", "model.safetensors", "report.json", "val.png", "zoo.json"}
 CURVES = {"metrics.csv", "learning_curve.png", "checkpoints", "tensorboard"}
 
 
@@ -366,6 +366,9 @@ def test_one_diverged_network_does_not_spoil_training(tmp_path):
     weights = zoo["inr"].weights.copy()
     weights[np.flatnonzero(zoo["inr"].split == 0)[0], 0] = np.nan
     path = Zoo({"inr": replace(zoo["inr"], weights=weights)}).save(tmp_path / "zoo.h5")
-    report = fit(config_of(path), tmp_path / "run")
+    with pytest.raises(TaskError, match=r"NaN or infinite weights in 1 row of split train: \d+; --skip-bad"):
+        fit(config_of(path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    report = fit(config_of(path, skip_bad=True), tmp_path / "run")
     assert report.skipped == 1
     assert np.isfinite(report.metrics["loss"])

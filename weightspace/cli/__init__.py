@@ -14,7 +14,19 @@ from weightspace.cli._output import say
 from weightspace.errors import WeightspaceError
 
 USER_ERROR, INTERRUPTED = 2, 130
-_COMMANDS = ("recipes", "generate", "info", "show", "train", "evaluate", "spec", "align", "merge")
+_COMMANDS = (
+    "recipes",
+    "generate",
+    "info",
+    "show",
+    "train",
+    "evaluate",
+    "predict",
+    "edit",
+    "spec",
+    "align",
+    "merge",
+)
 
 # Typer carries its own copy of click in some releases and depends on click in others.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

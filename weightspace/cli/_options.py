@@ -16,6 +16,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON objec
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad", help="Leave out networks with NaN or infinite weights or targets, and count them."
+    ),
+]
+AnySplit = Annotated[str, typer.Option("--split", help="train, val, test or all.")]
+PopulationName = Annotated[
+    str | None, typer.Option("--population", help="Which one, for zoos with several; the run's by default.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any field of the configuration; may be repeated."),

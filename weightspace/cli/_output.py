@@ -23,6 +23,11 @@ def show(lines: str, document: Mapping[str, Any], *, as_json: bool, quiet: bool 
         sys.stdout.write(lines.rstrip("\n") + "\n")
 
 
+def counted(networks: int, skipped: int) -> str:
+    """``"12 networks"``, and how many were left out, if any."""
+    return f"{networks:,} networks" + (f" ({skipped:,} skipped)" if skipped else "")
+
+
 def _plain(value: Any) -> Any:
     """JSON has no NaN, and knows neither paths nor tuples."""
     if isinstance(value, Mapping):

@@ -13,16 +13,20 @@ from typing import Annotated
 
 import typer
 
-from weightspace.cli._options import Device, Json, Overwrite, Quiet, Settings, parse_settings
+from weightspace.cli._options import Device, Json, Overwrite, Quiet, Settings, SkipBad, parse_settings
 from weightspace.cli._output import show
 from weightspace.models import MODELS
+from weightspace.tasks import TASKS
 
 
 def command(
     zoo: Annotated[Path, typer.Argument(help="A zoo file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The run directory to write.")],
-    task: Annotated[str, typer.Option(help="What to learn.")] = "classification",
-    target: Annotated[str, typer.Option(help="The label or metric to predict.")] = "label",
+    task: Annotated[str, typer.Option(help=f"What to learn: {', '.join(TASKS)}.")] = "classification",
+    target: Annotated[
+        str | None,
+        typer.Option(help="The label, hyperparameter or metric to predict; for classification label."),
+    ] = None,
     model: Annotated[str, typer.Option(help=f"The metanetwork: {', '.join(MODELS)}.")] = "dws",
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Networks per step.")] = None,
@@ -35,6 +39,7 @@ def command(
     ] = None,
     population: Annotated[str | None, typer.Option(help="Which one, for zoos with several.")] = None,
     seed: Annotated[int, typer.Option(help="Of parameters, order and augmentations.")] = 0,
+    skip_bad: SkipBad = False,
     device: Device = "auto",
     settings: Settings = None,
     overwrite: Overwrite = False,
@@ -54,11 +59,13 @@ def command(
         "learning_rate": learning_rate,
         "augment": augment,
         "patience": patience,
+        "skip_bad": skip_bad,
         "seed": seed,
     }
     config = train_config(flags, parse_settings(settings))
     report = train(config, output, device=device, overwrite=overwrite, progress=not quiet)
     scores = ", ".join(f"val {name} {value:.4g}" for name, value in report.metrics.items())
     when = f"best epoch {report.best_epoch} of {report.epochs}, " if report.epochs else ""
-    text = f"{report.run}: {report.model}, {report.parameters:,} parameters, {when}{scores}, {report.seconds:.0f} s"
+    skipped = f", {report.skipped} skipped" if report.skipped else ""
+    text = f"{report.run}: {report.model}, {report.parameters:,} parameters, {when}{scores}, {report.seconds:.0f} s{skipped}"
     show(text, asdict(report), as_json=as_json, quiet=quiet)

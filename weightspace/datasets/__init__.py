@@ -10,7 +10,7 @@ from weightspace.datasets._augment import (
     SymmetryAugmentation,
     parse_augmentations,
 )
-from weightspace.datasets._dataset import ZooDataset
+from weightspace.datasets._dataset import ZooDataset, choose_population, target_values
 from weightspace.datasets._normalisation import Normalisation
 
 __all__ = [
@@ -23,5 +23,7 @@ __all__ = [
     "SignFlip",
     "SymmetryAugmentation",
     "ZooDataset",
+    "choose_population",
     "parse_augmentations",
+    "target_values",
 ]

@@ -45,24 +45,27 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
     Args:
         zoo: the path of a zoo file, or an open zoo.
         split: ``"train"``, ``"val"``, ``"test"``, or None for all networks.
-        target: name of a label (per network) or of a metric (per row).
+        target: name of a label or hyperparameter (per network) or of a metric (per row); with None the targets are
+            the numbers of the rows.
         population: which one, for zoos with several.
         augment: applied to each batch that is read.
         seed: of the augmentation, together with ``epoch`` and the rows of a batch.
         fractions: draw the splits anew: share of the source items in train, val and test. The zoo's own
             splits are used by default. Either way all networks of one item share a split.
         split_seed: of splits that are drawn anew.
+        skip_bad: leave out rows of which a weight or the target is NaN or infinite: one diverged network would
+            spoil the batch statistics of all others. Otherwise they are refused.
 
     Attributes:
         spec: the weight space.
-        skipped: number of rows left out because a weight is NaN or infinite: one diverged network would spoil
-            the batch statistics of all others.
+        targets: (len, ...) what is to be predicted, by default the target by name; a task may put others there.
+        skipped: number of rows left out.
         epoch: set it before each pass to draw new augmentations and another order (workers that are kept
             alive between passes do not see the change).
 
     Raises:
         ZooError: the file cannot be opened.
-        TaskError: the zoo has no such target, or no networks in the split.
+        TaskError: the zoo has no such target, no networks in the split, or bad ones that are not to be skipped.
         ConfigError: an unknown split, or a zoo with several populations and none named.
 
     Example:
@@ -79,25 +82,26 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         zoo: str | Path | Zoo,
         split: str | None = "train",
         *,
-        target: str = "label",
+        target: str | None = "label",
         population: str | None = None,
         augment: Augmentation | None = None,
         seed: int = 0,
         fractions: tuple[float, float, float] | None = None,
         split_seed: int = 0,
+        skip_bad: bool = True,
     ) -> None:
         self.zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
-        self.population = _choose(self.zoo, population)
+        self.population = choose_population(self.zoo, population)
         self.spec: WeightSpec = self.population.spec
         self.split, self.target, self.augment, self.seed = split, target, augment, seed
         self.epoch = 0
         self.rows = _rows(self.population, split, fractions, split_seed)
-        finite = _finite(self.population, self.rows)
-        self.skipped = int((~finite).sum())
-        self.rows = self.rows[finite]
+        self.targets = _targets(self.population, target, self.rows)
+        good = self._good(skip_bad)
+        self.skipped = int((~good).sum())
+        self.rows, self.targets = self.rows[good], self.targets[torch.from_numpy(good)]
         if len(self.rows) == 0:
             raise TaskError(f"zoo {self.zoo.path or ''}: no networks with finite weights in split {split!r}")
-        self.targets = _targets(self.population, target, self.rows)
         self._resident: Tensor | None = None
 
     def __len__(self) -> int:
@@ -142,6 +146,24 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         self.targets = self.targets.to(device)
         return self
 
+    def _good(self, skip_bad: bool) -> np.ndarray:
+        """Which rows are finite, and so is what is to be predicted of them.
+
+        Raises:
+            TaskError: some are not, and they are not to be skipped.
+        """
+        weights, targets = _finite(self.population, self.rows), self.targets.isfinite().numpy()
+        good: np.ndarray = weights & targets
+        if not skip_bad and not good.all():
+            what = f"target {self.target!r}" if weights.all() else "weights"
+            bad = self.rows[~(targets if weights.all() else weights)]
+            named = ", ".join(str(row) for row in bad[:5]) + (", ..." if len(bad) > 5 else "")
+            raise TaskError(
+                f"zoo {self.zoo.path or ''}: NaN or infinite {what} in {_counted(len(bad), 'row')} of split "
+                f"{self.split or 'all'}: {named}; --skip-bad leaves such rows out"
+            )
+        return good
+
     def _flat(self, positions: np.ndarray) -> Tensor:
         if self._resident is not None:
             return self._resident[torch.as_tensor(positions, device=self._resident.device)]
@@ -166,7 +188,17 @@ def _finite(population: Population, rows: np.ndarray, block: int = 4096) -> np.n
     return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
 
-def _choose(zoo: Zoo, population: str | None) -> Population:
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def choose_population(zoo: Zoo, population: str | None) -> Population:
+    """The named population, or the only one.
+
+    Raises:
+        ConfigError: none is named, and there are several.
+        ZooError: there is none of that name.
+    """
     if population is None and len(zoo.populations) > 1:
         raise ConfigError(f"population: the zoo has several, name one of {', '.join(zoo)}")
     return zoo[population if population is not None else next(iter(zoo))]
@@ -186,14 +218,24 @@ def _rows(
     return np.flatnonzero(assigned[population.network] == SPLITS.index(split))
 
 
-def _targets(population: Population, name: str, rows: np.ndarray) -> Tensor:
-    if name in population.labels:
-        values = population.labels[name][population.network[rows]]
-    elif name in population.metrics:
-        values = population.metrics[name][rows]
-    else:
+def _targets(population: Population, name: str | None, rows: np.ndarray) -> Tensor:
+    if name is None:
+        return torch.from_numpy(np.array(rows, dtype=np.int64))
+    values = target_values(population, name, rows)
+    if values is None:
+        more = f", and hyperparameters {', '.join(names)}" if (names := population.hyperparameters) else ""
         raise TaskError(
             f"target: the zoo has no label or metric {name!r}; it has labels {', '.join(population.labels) or 'none'} "
-            f"and metrics {', '.join(population.metrics) or 'none'}"
+            f"and metrics {', '.join(population.metrics) or 'none'}{more}"
         )
-    return torch.from_numpy(np.ascontiguousarray(values))
+    return values
+
+
+def target_values(population: Population, name: str, rows: np.ndarray) -> Tensor | None:
+    """The label, hyperparameter or metric of that name of some rows, (rows,); None if there is none."""
+    for table in (population.labels, population.hyperparameters):
+        if name in table:
+            return torch.from_numpy(np.ascontiguousarray(table[name][population.network[rows]]))
+    if name in population.metrics:
+        return torch.from_numpy(np.ascontiguousarray(population.metrics[name][rows]))
+    return None

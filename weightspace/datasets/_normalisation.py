@@ -73,3 +73,9 @@ class Normalisation(nn.Module):
             return self.spec.unflatten(flat)
         scales = zip(self.spec.tensors, self.mean, self.std, strict=True)
         return {name: (weights[name] - mean) / std for name, mean, std in scales}
+
+    def restore_change(self, change: Weights) -> Weights:
+        """A change of normalised weights as a change of weights: times the standard deviation."""
+        if self.mode == "entry":
+            return self.spec.unflatten(self.spec.flatten(change) * self.std)
+        return {name: change[name] * std for name, std in zip(self.spec.tensors, self.std, strict=True)}

@@ -1,7 +1,8 @@
 """Metanetworks: networks whose input is other networks' weights."""
 
-from weightspace.models._baselines import FlatMLP, StatisticsMLP, StatisticsTrees, statistics
+from weightspace.models._baselines import DeepSets, FlatMLP, StatisticsMLP, StatisticsTrees, statistics
 from weightspace.models._configs import (
+    DeepSetsConfig,
     DWSConfig,
     FlatMLPConfig,
     NFNConfig,
@@ -14,7 +15,7 @@ from weightspace.models._encoding import Encoding
 from weightspace.models._ends import free_ends
 from weightspace.models._equivariant import EquivariantLinear
 from weightspace.models._orbits import Orbits
-from weightspace.models._probe import Probe
+from weightspace.models._probe import FreeProbes, GeneratedProbes, Probe, ProbeFeatures
 from weightspace.models._registry import MODELS, FittedOnce, ModelConfig, model_config
 from weightspace.models._stack import (
     EquivariantHead,
@@ -25,6 +26,18 @@ from weightspace.models._stack import (
     OrbitNorm,
     SetAttention,
 )
+from weightspace.models._unit_activations import unit_activations
+from weightspace.models.graph import (
+    GraphConfig,
+    GraphLayer,
+    GraphNetwork,
+    GraphOptions,
+    GraphPlan,
+    from_graph,
+    graph_plan,
+    join,
+    to_graph,
+)
 
 __all__ = [
     "DWS",
@@ -32,6 +45,8 @@ __all__ = [
     "NFN",
     "UNF",
     "DWSConfig",
+    "DeepSets",
+    "DeepSetsConfig",
     "Encoding",
     "EquivariantHead",
     "EquivariantLinear",
@@ -40,6 +55,13 @@ __all__ = [
     "FittedOnce",
     "FlatMLP",
     "FlatMLPConfig",
+    "FreeProbes",
+    "GeneratedProbes",
+    "GraphConfig",
+    "GraphLayer",
+    "GraphNetwork",
+    "GraphOptions",
+    "GraphPlan",
     "InvariantHead",
     "InvariantPool",
     "ModelConfig",
@@ -48,12 +70,18 @@ __all__ = [
     "Orbits",
     "Probe",
     "ProbeConfig",
+    "ProbeFeatures",
     "SetAttention",
     "StatisticsConfig",
     "StatisticsMLP",
     "StatisticsTrees",
     "UNFConfig",
     "free_ends",
+    "from_graph",
+    "graph_plan",
+    "join",
     "model_config",
     "statistics",
+    "to_graph",
+    "unit_activations",
 ]

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from weightspace.errors import ConfigError
-from weightspace.models._baselines import FlatMLP, StatisticsMLP, StatisticsTrees
+from weightspace.models._baselines import DeepSets, FlatMLP, StatisticsMLP, StatisticsTrees
 from weightspace.models._dws import DWS, NFN, UNF
 from weightspace.models._probe import Probe
 from weightspace.models._registry import MODELS, ModelConfig
@@ -121,12 +121,31 @@ class FlatMLPConfig(ModelConfig):
 
     hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="units per hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
+    align: bool = Field(False, description="first align every network to one of the training split")
 
     def build(
         self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
     ) -> nn.Module:
         """A flat MLP for the spec."""
         return FlatMLP(spec, self.numbers(out_features), **self.model_dump())
+
+
+@MODELS.register("deepsets", paper="Zaheer et al. 2017, arXiv:1703.06114")
+class DeepSetsConfig(ModelConfig):
+    """The weights as a set of numbers, each marked with its tensor."""
+
+    training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 1e-3}
+
+    features: int = Field(64, ge=1, description="of each weight")
+    layers: int = Field(2, ge=1, description="of the MLP that each weight goes through")
+    hidden: tuple[int, ...] = Field((128,), min_length=1, description="units per hidden layer of the head")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the head")
+
+    def build(
+        self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
+    ) -> nn.Module:
+        """DeepSets for the spec."""
+        return DeepSets(spec, self.numbers(out_features), **self.model_dump())
 
 
 @MODELS.register("statistics", paper="Unterthiner et al. 2020, arXiv:2002.11448")
@@ -155,14 +174,32 @@ class StatisticsConfig(ModelConfig):
         )
 
 
-@MODELS.register("probe", paper="Kahana et al. 2024, arXiv:2410.10811 (free probes)")
+@MODELS.register("probe", paper="Kahana et al. 2024, arXiv:2410.10811")
 class ProbeConfig(ModelConfig):
     """Learned inputs sent through the networks; an MLP reads the outputs."""
 
     reads: ClassVar[str] = "raw"
     training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 3e-3}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"probes": 128, "generator": "linear", "norm": "none", "hidden": (256,) * 5, "dropout": 0.0}
+    }
 
     probes: int = Field(64, ge=1, description="learned inputs")
+    generator: Literal["none", "linear"] = Field(
+        "none", description="none: the inputs are parameters; linear: made from latent codes (ProbeGen)"
+    )
+    latent: int = Field(32, ge=1, description="size of a latent code")
+    generator_layers: int | None = Field(
+        None, ge=1, description="of the generator; 2 for coordinates and 5 for images by default"
+    )
+    generator_width: int = Field(
+        16, ge=1, description="channels before the last layer of a generator of images"
+    )
+    bound: bool = Field(False, description="generated images go through tanh")
+    input_shape: tuple[int, ...] | None = Field(
+        None, description="of one input, such as [3, 32, 32]; known for MLPs"
+    )
+    norm: Literal["batch", "none"] = Field("batch", description="of the outputs, and after each hidden layer")
     hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
 
@@ -172,13 +209,10 @@ class ProbeConfig(ModelConfig):
         """Probes for networks that can be rebuilt.
 
         Raises:
-            ConfigError: the zoo does not say how to rebuild its networks.
+            ConfigError: the zoo does not say how to rebuild its networks, or they do not show what they read.
         """
         if architecture is None:
             raise ConfigError(
                 "model probe: the zoo does not say how to rebuild its networks, so none can be run"
             )
-        network = build(architecture)
-        return Probe(
-            network, network.widths[0], network.widths[-1], self.numbers(out_features), **self.model_dump()
-        )
+        return Probe(build(architecture), self.numbers(out_features), **self.model_dump())

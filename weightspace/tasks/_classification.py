@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from weightspace.datasets import ZooDataset
 from weightspace.errors import TaskError
 from weightspace.tasks._figures import draw_confusion
-from weightspace.tasks._registry import TASKS, Task
+from weightspace.tasks._registry import TASKS, Task, TaskOptions
+
+
+class ClassificationOptions(TaskOptions):
+    """Options of the task ``classification``."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label spread over all classes")
 
 
 @TASKS.register("classification")
@@ -21,12 +27,14 @@ class Classification(Task):
     """Cross-entropy with label smoothing, scored by accuracy."""
 
     monitor = "accuracy"
+    settings = ClassificationOptions
+    target: ClassVar[str | None] = "label"
 
-    def __init__(self, classes: int, label_smoothing: float = 0.0) -> None:
-        self.classes, self.label_smoothing = classes, label_smoothing
+    def __init__(self, classes: int, options: ClassificationOptions | None = None) -> None:
+        self.classes, self.options = classes, options or ClassificationOptions()
 
     @classmethod
-    def from_data(cls, train: ZooDataset, settings: Mapping[str, Any]) -> Classification:
+    def from_data(cls, train: ZooDataset, options: ClassificationOptions) -> Classification:
         """Classes 0 to the largest label of the whole zoo: a small training split may lack some.
 
         Raises:
@@ -37,16 +45,16 @@ class Classification(Task):
                 f"task classification: target {train.target!r} should hold class numbers 0, 1, ..., "
                 f"found {train.targets.dtype} from {train.targets.min()}"
             )
-        known = train.population.labels.get(train.target)
+        known = train.population.labels.get(train.target or "")
         classes = int(train.targets.max() if known is None else known.max()) + 1
         if classes < 2:
             raise TaskError(f"task classification: target {train.target!r} has only one class")
-        return cls(classes, float(settings.get("label_smoothing", 0.0)))
+        return cls(classes, options)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Classification:
+    def from_state(cls, state: Mapping[str, Any], options: ClassificationOptions) -> Classification:
         """See :meth:`state`."""
-        return cls(int(state["classes"]), float(state["label_smoothing"]))
+        return cls(int(state["classes"]), options)
 
     @property
     def out_features(self) -> int:
@@ -54,28 +62,42 @@ class Classification(Task):
         return self.classes
 
     def state(self) -> dict[str, Any]:
-        """The number of classes, and the smoothing."""
-        return {"classes": self.classes, "label_smoothing": self.label_smoothing}
+        """The number of classes."""
+        return {"classes": self.classes}
 
-    def check(self, dataset: ZooDataset) -> None:
-        """Labels must be classes that training knows."""
+    def targets(self, dataset: ZooDataset) -> Tensor:
+        """Class numbers, which must be among those that training knows."""
         low, high = dataset.targets.min(), dataset.targets.max()
         if dataset.targets.is_floating_point() or int(low) < 0 or int(high) >= self.classes:
             raise TaskError(
                 f"task classification: target {dataset.target!r} of split {dataset.split!r} should be in "
                 f"0 .. {self.classes - 1}, the classes in training, found {low} .. {high}"
             )
+        return dataset.targets
 
-    def loss(self, outputs: Tensor, targets: Tensor, *, training: bool) -> Tensor:
+    def loss(self, readout: Tensor, targets: Tensor, *, training: bool) -> Tensor:
         """Cross-entropy; smoothed in training."""
-        return cross_entropy(outputs, targets, label_smoothing=self.label_smoothing if training else 0.0)
+        smoothing = self.options.label_smoothing if training else 0.0
+        return cross_entropy(readout, targets, label_smoothing=smoothing)
 
-    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    def scores(self, readout: Tensor, targets: Tensor) -> dict[str, float]:
         """Accuracy over networks, and cross-entropy."""
-        accuracy = multiclass_accuracy(outputs.argmax(-1), targets, self.classes, average="micro")
-        return {"accuracy": float(accuracy), "loss": float(cross_entropy(outputs, targets))}
+        from torchmetrics.functional.classification import multiclass_accuracy  # slow to import
 
-    def figure(self, outputs: Tensor, targets: Tensor, path: Path, title: str) -> None:
+        accuracy = multiclass_accuracy(readout.argmax(-1), targets, self.classes, average="micro")
+        return {"accuracy": float(accuracy), "loss": float(cross_entropy(readout, targets))}
+
+    def predictions(self, readout: Tensor) -> dict[str, Tensor]:
+        """The likeliest class, and the probability of each."""
+        probabilities = readout.softmax(-1)
+        columns = {f"probability_{at}": probabilities[:, at] for at in range(self.classes)}
+        return {"prediction": readout.argmax(-1), **columns}
+
+    def figure(
+        self, readout: Tensor, targets: Tensor, path: Path, title: str, *, reference: Tensor | None = None
+    ) -> None:
         """The confusion matrix."""
-        counts = multiclass_confusion_matrix(outputs.argmax(-1), targets, self.classes)
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        counts = multiclass_confusion_matrix(readout.argmax(-1), targets, self.classes)
         draw_confusion(counts.cpu().numpy(), path, title)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from weightspace.configuration import validated
 from weightspace.errors import ConfigError, RunError
 from weightspace.models import MODELS, ModelConfig, model_config
-from weightspace.tasks._registry import TASKS
+from weightspace.tasks._registry import TASKS, TaskOptions, task_options
 from weightspace.zoo import atomic_path
 
 
@@ -24,7 +24,10 @@ class TrainConfig(BaseModel):
     zoo: str = Field(..., description="path of the zoo")
     population: str | None = Field(None, description="which one, for zoos with several")
     task: str = Field("classification", description="what is learned")
-    target: str = Field("label", description="name of the label or metric to predict")
+    task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
+    target: str | None = Field(
+        None, description="the label, hyperparameter or metric to predict; the task's own by default"
+    )
     model: str = Field("dws", description="name of the metanetwork")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the metanetwork")
     normalisation: Literal["tensor", "entry", "none"] = Field("tensor", description="of the weights")
@@ -33,9 +36,24 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(64, ge=2, description="networks per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak of AdamW's one-cycle schedule")
     weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label spread over all classes")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = Field(
+        "32", description="of the arithmetic in training; 16-mixed needs CUDA"
+    )
+    compile: bool = Field(False, description="whether torch.compile is used; falls back to plain PyTorch")
+    devices: int = Field(1, ge=1, description="GPUs, or processes on a CPU, each with batches of its own")
+    skip_bad: bool = Field(False, description="leave out networks with NaN or infinite weights or targets")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without improvement")
     seed: int = Field(0, ge=0, lt=2**32, description="of parameters, order and augmentations")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if value == 32 else value  # YAML reads 32 as a number
+
+    def settings(self) -> TaskOptions:
+        """The validated options of the task."""
+        return task_options(self.task, self.task_options)
 
     def model_options(self) -> ModelConfig:
         """The validated options of the metanetwork."""
@@ -43,39 +61,52 @@ class TrainConfig(BaseModel):
 
 
 def train_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> TrainConfig:
-    """A configuration from what the user gave; the rest comes from the model's recommended training.
+    """A configuration from what the user gave; the rest comes from what suits the model and the task.
 
     Args:
         values: fields of ``TrainConfig``; those that are None are left to the defaults.
         overrides: further fields, by dotted names (``model.hidden`` and ``options.hidden`` both name an option
-            of the metanetwork).
+            of the metanetwork, ``task.loss`` one of the task).
 
     Raises:
-        ConfigError: an unknown field, model or option, or a value out of range.
+        ConfigError: an unknown field, model, task or option, or a value out of range; a target that is missing,
+            or that the task has no use for.
     """
     given = {key: value for key, value in values.items() if value is not None}
-    options = dict(given.pop("options", {}))
+    options = {"options": dict(given.pop("options", {})), "task_options": dict(given.pop("task_options", {}))}
     for key, value in (overrides or {}).items():
         parent, dot, name = key.partition(".")
-        if dot and parent in ("model", "options"):
-            options[name] = value
+        if dot and parent in _PARENTS:
+            options[_PARENTS[parent]][name] = value
         else:
             given[key] = value
-    if "options" in given:
-        raise ConfigError(
-            f"options: expected single options such as options.hidden, found {given['options']!r}"
-        )
-    name = given.get("model", TrainConfig.model_fields["model"].default)
-    if not isinstance(name, str):
-        raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")
-    recommended = MODELS[name].training if name in MODELS else {}
-    resolved = model_config(name, options).model_dump(mode="json")
-    config = validated(
-        TrainConfig, {**recommended, **given, "options": resolved}, ConfigError, "train: ", "unknown field"
-    )
-    if config.task not in TASKS:
-        raise ConfigError(f"task: expected one of {', '.join(TASKS)}, found {config.task!r}")
+    for name in options:
+        if name in given:
+            raise ConfigError(f"{name}: expected single options such as {name}.hidden, found {given[name]!r}")
+    model, task = _named(given, "model", MODELS), _named(given, "task", TASKS)
+    resolved = {
+        "options": model_config(model, options["options"]).model_dump(mode="json"),
+        "task_options": task_options(task, options["task_options"]).model_dump(mode="json"),
+    }
+    recommended = {**MODELS[model].training, **TASKS[task].training}
+    fields = {**recommended, "target": TASKS[task].target, **given, **resolved}
+    config = validated(TrainConfig, fields, ConfigError, "train: ", "unknown field")
+    if TASKS[task].needs_target and config.target is None:
+        raise ConfigError(f"target: task {task} predicts a label or metric; name one with --target")
+    if not TASKS[task].needs_target and config.target is not None:
+        raise ConfigError(f"target: task {task} predicts none, found {config.target!r}")
     return config
+
+
+_PARENTS = {"model": "options", "options": "options", "task": "task_options"}
+
+
+def _named(given: Mapping[str, Any], field: str, registry: Mapping[str, Any]) -> str:
+    """The name under which a model or task is registered."""
+    name = given.get(field, TrainConfig.model_fields[field].default)
+    if not isinstance(name, str) or name not in registry:
+        raise ConfigError(f"{field}: expected one of {', '.join(registry)}, found {name!r}")
+    return name
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

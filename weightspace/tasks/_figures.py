@@ -1,8 +1,8 @@
-"""Figures of a run: learning curves and confusion matrices."""
+"""Figures of a run: learning curves, confusion matrices, scatter plots, and images before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,5 +52,43 @@ def draw_learning_curve(history: Sequence[dict[str, float]], monitor: str, path:
     right.set(xlabel="epoch", ylabel=monitor)
     right.legend()
     right.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_regression(found: np.ndarray, true: np.ndarray, path: Path, title: str) -> None:
+    """Predicted against true values on the left, their ranks on the right; a perfect model is on the diagonal."""
+    from matplotlib.figure import Figure
+    from scipy.stats import rankdata
+
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    parts = figure.subplots(1, 2)
+    size = float(np.clip(4000 / max(len(true), 1), 3, 16))
+    for axes, (x, y), what in zip(
+        parts, ((true, found), (rankdata(true), rankdata(found))), ("value", "rank"), strict=True
+    ):
+        axes.scatter(x, y, s=size, alpha=0.5, linewidths=0)
+        low, high = min(x.min(), y.min()), max(x.max(), y.max())
+        margin = 0.04 * (high - low or 1.0)
+        axes.axline((low, low), slope=1, color="black", linewidth=0.8)
+        axes.set(xlabel=f"true {what}", ylabel=f"predicted {what}", aspect="equal")
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_edits(rows: Mapping[str, np.ndarray], path: Path, title: str, *, columns: int = 10) -> None:
+    """One named row of images each, (images, channels, height, width), of which the first few are drawn."""
+    from matplotlib.figure import Figure
+
+    count = min(columns, *(len(images) for images in rows.values()))
+    figure = Figure(figsize=(count + 0.8, len(rows) + 0.5), layout="constrained")
+    parts = figure.subplots(len(rows), count, squeeze=False)
+    for line, (name, images) in zip(parts, rows.items(), strict=True):
+        for axes, image in zip(line, images, strict=False):
+            shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1).clip(0, 1)
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from weightspace.datasets import ZooDataset
 from weightspace.spec import Weights
 from weightspace.tasks._config import TrainConfig, write_text
-from weightspace.tasks._registry import Task
+from weightspace.tasks._registry import Outputs, Task
 
 
 def write_history(run: Path, history: Sequence[dict[str, float]]) -> None:
@@ -39,6 +40,8 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start where a resumed run stopped."""
+        if not trainer.is_global_zero:
+            return
         total = int(trainer.estimated_stepping_batches)
         self.bar = tqdm(
             total=total, initial=trainer.global_step, unit=" steps", desc=self.name, file=sys.stderr
@@ -46,12 +49,13 @@ class Progress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """One step."""
-        assert self.bar is not None
-        self.bar.update(trainer.global_step - self.bar.n)
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """New scores."""
-        assert self.bar is not None
+        if self.bar is None:
+            return
         metrics = trainer.callback_metrics
         shown = {
             name: f"{float(metrics[name]):.4g}" for name in ("train_loss", self.monitor) if name in metrics
@@ -69,7 +73,10 @@ class Progress(L.Callback):
 
 
 class EpochOrder(Sampler[int]):
-    """Random order keyed by seed and epoch, so that a resumed run goes on in the order of an undisturbed one."""
+    """Random order keyed by seed and epoch, so that a resumed run goes on in the order of an undisturbed one.
+
+    With several devices each takes every n-th network; the first ones are repeated until all have equally many.
+    """
 
     def __init__(self, dataset: ZooDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -80,10 +87,20 @@ class EpochOrder(Sampler[int]):
         self.epoch = self.dataset.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.dataset.order(self.seed).tolist())
+        rank, devices = _place()
+        order = self.dataset.order(self.seed).tolist()
+        order += order[: len(self) * devices - len(order)]
+        return iter(order[rank::devices])
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return -(-len(self.dataset) // _place()[1])
+
+
+def _place() -> tuple[int, int]:
+    """Which of how many devices this process drives."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 class MetanetworkModule(L.LightningModule):
@@ -91,7 +108,7 @@ class MetanetworkModule(L.LightningModule):
 
     Args:
         network: weights in, outputs out; normalisation included.
-        task: loss and scores.
+        task: readout, loss and scores.
         config: of the run.
         train: its ``epoch`` is set, so that augmentations differ from epoch to epoch.
         run: where metrics.csv goes.
@@ -106,10 +123,20 @@ class MetanetworkModule(L.LightningModule):
         self.history: list[dict[str, float]] = []
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
 
-    def forward(self, weights: Weights) -> Tensor:
+    def forward(self, weights: Weights) -> Outputs:
         """Outputs of the metanetwork."""
-        out: Tensor = self.network(weights)
+        out: Outputs = self.network(weights)
         return out
+
+    def _compare(self, batch: tuple[Weights, Tensor], *, split: str) -> Tensor:
+        """Loss of a batch, in full precision; what was compared is kept for the scores of the epoch."""
+        weights, targets = batch
+        outputs = self(weights)
+        with torch.autocast(targets.device.type, enabled=False):
+            readout = self.task.readout(outputs)
+            loss = self.task.loss(readout, targets, training=split == "train")
+        self._seen[split].append((readout.detach(), targets))
+        return loss
 
     def on_train_epoch_start(self) -> None:
         """Draw new augmentations; dropout depends on seed and epoch, however often the run was resumed."""
@@ -118,36 +145,39 @@ class MetanetworkModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Weights, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
-        weights, targets = batch
-        outputs = self(weights)
-        loss = self.task.loss(outputs, targets, training=True)
-        self._seen["train"].append((outputs.detach(), targets))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
+        loss = self._compare(batch, split="train")
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]), sync_dist=self._many
+        )
         return loss
 
     def validation_step(self, batch: tuple[Weights, Tensor], index: int) -> None:
-        """Keep outputs; scores are of the whole split."""
-        weights, targets = batch
-        self._seen["val"].append((self(weights), targets))
+        """Keep readouts; scores are of the whole split."""
+        self._compare(batch, split="val")
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the validation split."""
         scores = self._scores("val")
-        self.log_dict({f"val_{name}": value for name, value in scores.items()})
+        self.log_dict({f"val_{name}": value for name, value in scores.items()}, sync_dist=self._many)
 
     def on_train_epoch_end(self) -> None:
         """Log the scores of the batches as they were seen, and remember the epoch."""
         scores = self._scores("train")
         scores.pop("loss", None)
-        self.log_dict({f"train_{name}": value for name, value in scores.items()})
+        self.log_dict({f"train_{name}": value for name, value in scores.items()}, sync_dist=self._many)
         row = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         self.history.append({"epoch": float(self.current_epoch), **row})
-        write_history(self.run, self.history)
+        if self.trainer.is_global_zero:
+            write_history(self.run, self.history)
+
+    @property
+    def _many(self) -> bool:
+        return self.config.devices > 1
 
     def _scores(self, split: str) -> dict[str, float]:
-        outputs, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
+        readout, targets = (torch.cat(parts) for parts in zip(*self._seen[split], strict=True))
         self._seen[split] = []
-        return self.task.scores(outputs, targets)
+        return self.task.scores(readout, targets)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps its learning curve."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,38 +11,37 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightspace.datasets import Normalisation, ZooDataset
-from weightspace.errors import RunError, WeightspaceError
+from weightspace.datasets import Normalisation, ZooDataset, choose_population
+from weightspace.errors import RunError, TaskError, WeightspaceError
 from weightspace.models import StatisticsTrees
-from weightspace.spec import Weights, WeightSpec
+from weightspace.spec import WeightSpec
 from weightspace.tasks._config import TrainConfig, load_config, write_text
-from weightspace.tasks._registry import TASKS, Task
-from weightspace.zoo import Zoo
+from weightspace.tasks._metanetwork import Metanetwork
+from weightspace.tasks._registry import TASKS, Outputs, Task
+from weightspace.zoo import Population, Zoo
 
 PARAMETERS = "model.safetensors"
 TREES = "trees.skops"
 DESCRIPTION = "model.json"
 ZOO = "zoo.json"
-
-
-class Metanetwork(nn.Module):
-    """Normalisation and model: raw weights in, outputs out."""
-
-    def __init__(self, model: nn.Module, normalisation: Normalisation | None) -> None:
-        super().__init__()
-        self.model, self.normalisation = model, normalisation
-
-    def forward(self, weights: Weights) -> Tensor:
-        """Read a batch of networks."""
-        out: Tensor = self.model(weights if self.normalisation is None else self.normalisation(weights))
-        return out
+RUN_VERSION = 2
+"""Counted up when a run's files change; others are refused."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run as read from disk."""
+    """A run as read from disk.
+
+    Attributes:
+        path: the run directory.
+        config: with which it was trained.
+        spec: the weight space that it reads.
+        network: raw weights in; class scores, numbers or weights out. Normalises by itself; in eval mode.
+        task: what it was trained for.
+        architecture: of the networks that it was trained on; None for those of a foreign module.
+    """
 
     path: Path
     config: TrainConfig
@@ -50,6 +49,39 @@ class TrainedRun:
     network: Metanetwork
     task: Task
     architecture: Mapping[str, Any] | None
+
+    def check_networks(self, population: Population, where: str) -> None:
+        """Raise RunError, naming the first difference, when these are other networks than those trained on.
+
+        ``where`` is what the message calls them.
+        """
+        if population.spec != self.spec:
+            raise RunError(
+                f"run {self.path}: trained on networks of {self.spec.num_parameters} parameters, but those of "
+                f"{where} have {population.spec.num_parameters}{_difference(self.spec, population.spec)}"
+            )
+        runs_them = self.config.model_options().reads == "raw" or self.task.out_features is None
+        if runs_them and population.architecture != self.architecture:
+            raise RunError(
+                f"run {self.path}: runs networks of architecture {self.architecture}, but those of "
+                f"{where} are {population.architecture}"
+            )
+
+
+def _difference(expected: WeightSpec, found: WeightSpec) -> str:
+    """Where two specs differ, in brackets."""
+    for name, tensor in expected.tensors.items():
+        other = found.tensors.get(name)
+        if other is None:
+            return f" (tensor {name!r} is missing)"
+        if other.shape != tensor.shape:
+            return f" (tensor {name!r} should have shape {list(tensor.shape)}, found {list(other.shape)})"
+    if extra := [name for name in found.tensors if name not in expected.tensors]:
+        return f" (tensor {extra[0]!r} is not known)"
+    for name, group in expected.groups.items():
+        if name in found.groups and found.groups[name] != group:
+            return f" (group {name!r} should be {group}, found {found.groups[name]})"
+    return ", with other symmetries"
 
 
 def build_network(
@@ -59,12 +91,13 @@ def build_network(
     options = config.model_options()
     model = options.build(spec, architecture, task.out_features)
     plain = config.normalisation == "none" or options.reads == "raw"
-    return Metanetwork(model, None if plain else Normalisation(spec, config.normalisation))
+    return task.assemble(model, None if plain else Normalisation(spec, config.normalisation), spec)
 
 
 def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Task) -> None:
     """Write the parameters, and what is needed to rebuild the metanetwork around them."""
     description = {
+        "run_version": RUN_VERSION,
         "spec": json.loads(dataset.spec.to_json(provenance=False)),
         "architecture": dataset.population.architecture,
         "task": task.state(),
@@ -99,10 +132,10 @@ def check_zoo(run: Path, zoo: Zoo) -> None:
 
 
 def load_run(path: str | Path) -> TrainedRun:
-    """Read a trained metanetwork.
+    """Read a trained metanetwork: its parameters, normalisation, spec, task and configuration.
 
     Raises:
-        RunError: not a run, training has not finished, or its files are damaged.
+        RunError: not a run, training has not finished, its files are damaged or of another version.
     """
     run = Path(path)
     config = load_config(run)
@@ -112,8 +145,12 @@ def load_run(path: str | Path) -> TrainedRun:
         )
     try:
         description = json.loads((run / DESCRIPTION).read_text())
+        if isinstance(description, dict) and description and description.get("run_version") != RUN_VERSION:
+            raise RunError(
+                f"version should be {RUN_VERSION}, found {description.get('run_version')}; train again"
+            )
         spec = WeightSpec.from_json(json.dumps(description["spec"]))
-        task = TASKS[config.task].from_state(description["task"])
+        task = TASKS[config.task].from_state(description["task"], config.settings())
         network = build_network(config, spec, description["architecture"], task)
         network.load_state_dict(load_file(run / PARAMETERS))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
@@ -126,14 +163,84 @@ def load_run(path: str | Path) -> TrainedRun:
     return TrainedRun(run, config, spec, network.eval(), task, description["architecture"])
 
 
-def outputs_of(
-    network: nn.Module, dataset: ZooDataset, device: str, batch_size: int = 256
-) -> tuple[Tensor, Tensor]:
-    """Outputs and targets of a whole split, in its order."""
+def open_split(
+    trained: TrainedRun,
+    zoo: str | Path | None,
+    split: str | None,
+    *,
+    target: str | None = None,
+    population: str | None = None,
+    skip_bad: bool = False,
+) -> ZooDataset:
+    """The networks of a split for a trained metanetwork, which must be able to read them.
+
+    Args:
+        trained: the run.
+        zoo: None for the zoo that it was trained on, which must not have changed.
+        split: None for all networks.
+        target: by name; None for the numbers of the rows.
+        population: that of the run by default.
+        skip_bad: leave out what is not finite; so does a run that was trained so.
+
+    Raises:
+        RunError: networks of another weight space, or a zoo that changed.
+        ZooError: the zoo cannot be opened.
+        TaskError: the zoo lacks the target, or has networks with weights that are not finite.
+    """
+    config = trained.config
+    opened = Zoo.open(config.zoo if zoo is None else zoo)
+    if zoo is None:
+        check_zoo(trained.path, opened)
+    name = population if population is not None else _population_of(opened, config)
+    trained.check_networks(choose_population(opened, name), str(opened.path))
+    skip = skip_bad or config.skip_bad
+    return ZooDataset(opened, split, target=target, population=name, skip_bad=skip)
+
+
+def _population_of(zoo: Zoo, config: TrainConfig) -> str | None:
+    """The population of the run; in another zoo that has only one, that one, whatever its name."""
+    return (
+        None if len(zoo.populations) == 1 and config.population not in zoo.populations else config.population
+    )
+
+
+def batches_of(
+    network: Metanetwork, dataset: ZooDataset, device: str, batch_size: int = 256
+) -> Iterator[tuple[Outputs, Tensor]]:
+    """Outputs and targets of a whole split, batch by batch, in its order; without gradients.
+
+    Raises:
+        TaskError: an output is NaN or infinite; the row is named.
+    """
     network = network.to(device).eval()
-    outputs, targets = [], []
-    with torch.no_grad():
-        for weights, target in dataset.batches(batch_size):
-            outputs.append(network({name: w.to(device) for name, w in weights.items()}).cpu())
-            targets.append(target.cpu())
-    return torch.cat(outputs), torch.cat(targets)
+    at = 0
+    for weights, targets in dataset.batches(batch_size):
+        with torch.no_grad():
+            outputs = network({name: w.to(device) for name, w in weights.items()})
+        _check_finite(outputs, dataset, at)
+        at += len(targets)
+        yield outputs, targets
+
+
+def _check_finite(outputs: Outputs, dataset: ZooDataset, at: int) -> None:
+    tensors: Mapping[str, Tensor] = {"": outputs} if isinstance(outputs, Tensor) else outputs
+    for tensor in tensors.values():
+        bad = ~tensor.flatten(1).isfinite().all(-1)
+        if bad.any():
+            row = int(dataset.rows[at + int(bad.nonzero()[0])])
+            raise TaskError(
+                f"zoo {dataset.zoo.path}: the metanetwork's output for row {row} is NaN or infinite; its weights "
+                "are far from those of the training split"
+            )
+
+
+def outputs_of(
+    network: Metanetwork, task: Task, dataset: ZooDataset, device: str, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Readouts and targets of a whole split, in its order, on the CPU."""
+    readouts, targets = [], []
+    for outputs, target in batches_of(network, dataset, device, batch_size):
+        with torch.no_grad():
+            readouts.append(task.readout(outputs).cpu())
+        targets.append(target.cpu())
+    return torch.cat(readouts), torch.cat(targets)

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -20,14 +21,16 @@ from torch.utils.data import DataLoader
 
 from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
 from weightspace.devices import choose_device, keep_freed_memory
-from weightspace.errors import OutputError, RunError, TaskError
+from weightspace.errors import DeviceError, OutputError, RunError, TaskError
 from weightspace.models import FittedOnce
+from weightspace.tasks._compile import compile_or_fall_back
 from weightspace.tasks._config import TrainConfig, load_config, save_config, write_text
 from weightspace.tasks._figures import draw_learning_curve
+from weightspace.tasks._memory import step_memory, total_memory
+from weightspace.tasks._metanetwork import Metanetwork
 from weightspace.tasks._registry import TASKS, Task
 from weightspace.tasks._run import (
     DESCRIPTION,
-    Metanetwork,
     build_network,
     check_zoo,
     outputs_of,
@@ -68,6 +71,7 @@ class _Job:
     run: Path
     device: str
     progress: bool
+    memory: int
 
 
 def train(
@@ -81,7 +85,7 @@ def train(
     """Train a metanetwork; the same call resumes what was interrupted, and does nothing when it is done.
 
     The run directory then holds config.yaml, model.safetensors (the best epoch by validation score),
-    metrics.csv, TensorBoard events, learning_curve.png, checkpoints/ and report.json. Of the test
+    metrics.csv, TensorBoard events, learning_curve.png, val.png, checkpoints/ and report.json. Of the test
     split nothing is read but the range of its labels. The process keeps freed memory from then on
     (``weightspace.devices.keep_freed_memory``).
 
@@ -94,39 +98,76 @@ def train(
 
     Raises:
         OutputError: ``output`` exists and is not a run of this configuration.
-        TaskError: the zoo lacks the target.
+        TaskError: the zoo lacks the target or does not suit the task, or holds networks with weights that are
+            not finite.
         ZooError: the zoo cannot be opened.
+        DeviceError: the machine lacks what the configuration asks for, memory included.
     """
     start = time.perf_counter()
     run = Path(output)
     device = choose_device(device)
     keep_freed_memory()
+    _check_hardware(config, device)
     training, validation = (
-        ZooDataset(config.zoo, split, target=config.target, population=config.population, seed=config.seed)
+        ZooDataset(
+            config.zoo,
+            split,
+            target=config.target,
+            population=config.population,
+            seed=config.seed,
+            skip_bad=config.skip_bad,
+        )
         for split in ("train", "val")
     )
     training.augment = parse_augmentations(config.augment)
-    task = TASKS[config.task].from_data(training, {"label_smoothing": config.label_smoothing})
-    task.check(validation)
+    task = TASKS[config.task].from_data(training, config.settings())
+    for dataset in (training, validation):
+        dataset.targets = task.targets(dataset)
     if len(training) < 2:
         raise TaskError(
             f"zoo {config.zoo}: expected at least two networks to train on, found {len(training)}"
         )
     torch.manual_seed(config.seed)
     network = build_network(config, training.spec, training.population.architecture, task)
+    memory = _checked_memory(config, network, task, training, device)
     if _open_run(run, config, training.zoo, overwrite):
         return _stored_report(run)
-    if device == "cuda":
+    if device == "cuda" and config.devices == 1:
         training.to(device)
         validation.to(device)
     if network.normalisation is not None:
         network.normalisation = Normalisation.fit(training, config.normalisation)
-    job = _Job(network, task, config, training, validation, run, device, progress)
-    fit = _fit_once if isinstance(network.model, FittedOnce) else _fit_by_gradient
-    history = fit(job)
+    job = _Job(network, task, config, training, validation, run, device, progress, memory)
+    history = _fit_once(job) if isinstance(network.model, FittedOnce) else _fit_by_gradient(job)
     report = _report(job, history, time.perf_counter() - start)
     save_network(run, network, training, task)
     return report
+
+
+def _check_hardware(config: TrainConfig, device: str) -> None:
+    """Raise DeviceError when the configuration asks for more than there is."""
+    if config.precision == "16-mixed" and device == "cpu":
+        raise DeviceError("precision: 16-mixed needs CUDA; take bf16-mixed on a CPU")
+    if device == "cuda" and config.devices > torch.cuda.device_count():
+        raise DeviceError(
+            f"devices: {config.devices} were asked for, but PyTorch finds {torch.cuda.device_count()}"
+        )
+
+
+def _checked_memory(
+    config: TrainConfig, network: Metanetwork, task: Task, training: ZooDataset, device: str
+) -> int:
+    """Bytes that a step takes at least; raises DeviceError when the device is too small for it."""
+    if isinstance(network.model, FittedOnce):
+        return 0
+    needed = step_memory(network, task, training, config.batch_size, mixed=config.precision != "32")
+    there = total_memory(device)
+    if needed > there:
+        raise DeviceError(
+            f"batch_size: a step of {config.batch_size} networks needs at least {needed / 1e9:,.1f} GB, but "
+            f"{device} has {there / 1e9:,.1f} GB; lower it, and raise accumulate for steps of the same size"
+        )
+    return needed
 
 
 def _open_run(run: Path, config: TrainConfig, zoo: Zoo, overwrite: bool) -> bool:
@@ -187,7 +228,7 @@ def _fit_once(job: _Job) -> list[dict[str, float]]:
     if network.normalisation is not None:
         weights = network.normalisation(weights)
     assert isinstance(network.model, FittedOnce)
-    network.model.fit_once(weights, targets)
+    network.model.fit_once(weights, job.task.outputs_for(targets))
     return []
 
 
@@ -197,8 +238,15 @@ def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
     module = MetanetworkModule(job.network, job.task, job.config, job.training, job.run)
     batch = job.config.batch_size
     order = EpochOrder(job.training, job.config.seed)
+    each = -(-len(job.training) // job.config.devices)
     # a last batch of one network would break BatchNorm
-    drop_last = len(job.training) % batch == 1
+    drop_last = each > 1 and each % batch == 1
+    if job.progress:
+        sys.stderr.write(
+            f"{job.config.model}: at least {job.memory / 1e6:,.0f} MB for a step of {batch} networks\n"
+        )
+    if job.config.compile:
+        compile_or_fall_back(job.network)
     loaders = (
         DataLoader(job.training, batch, sampler=order, drop_last=drop_last),
         DataLoader(job.validation, 256),
@@ -209,9 +257,20 @@ def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
             trainer.fit(module, *loaders, ckpt_path=_checkpoint(job.run), weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
+        except torch.OutOfMemoryError:
+            raise DeviceError(
+                f"run {job.run}: {job.device} has too little memory for batches of {batch} networks; lower "
+                "--batch-size, and raise --set accumulate for steps of the same size"
+            ) from None
     state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
     job.network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
-    return module.history
+    return _history(job.run) if job.config.devices > 1 else module.history
+
+
+def _history(run: Path) -> list[dict[str, float]]:
+    """The scores of all epochs, from the last checkpoint: other processes did the training."""
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")
+    return list(last["history"])
 
 
 def _checkpoint(run: Path) -> Path | None:
@@ -249,7 +308,10 @@ def _trainer(job: _Job) -> tuple[Any, Any]:
         callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience))
     trainer = L.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
-        devices=1,
+        devices=config.devices,
+        strategy="ddp_spawn" if config.devices > 1 else "auto",
+        precision=config.precision,
+        accumulate_grad_batches=config.accumulate,
         max_epochs=config.epochs,
         callbacks=callbacks,
         logger=TensorBoardLogger(job.run, name="", version="tensorboard"),
@@ -291,7 +353,8 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> TrainReport:
     run, network, task, config = job.run, job.network, job.task, job.config
-    scores = task.scores(*outputs_of(network, job.validation, job.device))
+    readout, targets = outputs_of(network, task, job.validation, job.device)
+    scores = task.scores(readout, targets)
     monitor = f"val_{task.monitor}"
     best = max(range(len(history)), key=lambda at: history[at][monitor]) if history else 0
     report = TrainReport(
@@ -305,13 +368,11 @@ def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> Train
         seconds=seconds,
         skipped=job.training.skipped + job.validation.skipped,
     )
+    subject = f"{config.model}, {config.task}" + ("" if config.target is None else f" of {config.target}")
     if history:
-        draw_learning_curve(
-            history,
-            task.monitor,
-            run / "learning_curve.png",
-            f"{config.model}, {config.task} of {config.target}",
-        )
+        draw_learning_curve(history, task.monitor, run / "learning_curve.png", subject)
+    title = f"{subject}, val {task.monitor} {scores[task.monitor]:.3f}"
+    task.figure(readout, targets, run / "val.png", title, reference=task.reference(job.validation))
     write_text(run / "report.json", json.dumps({**report.__dict__, "run": str(run)}))
     return report
 

@@ -1,0 +1,26 @@
+"""Graph metanetworks: weights as graphs, and message passing over them."""
+
+from weightspace.models.graph._config import GraphConfig
+from weightspace.models.graph._convert import from_graph, join, to_graph
+from weightspace.models.graph._layer import GraphLayer
+from weightspace.models.graph._network import GraphNetwork
+from weightspace.models.graph._options import ACTIVATIONS, EDGE_ROLES, NODE_ROLES, GraphOptions
+from weightspace.models.graph._plan import EdgeSet, GraphPlan, NodeSet, Place, graph_plan
+
+__all__ = [
+    "ACTIVATIONS",
+    "EDGE_ROLES",
+    "NODE_ROLES",
+    "EdgeSet",
+    "GraphConfig",
+    "GraphLayer",
+    "GraphNetwork",
+    "GraphOptions",
+    "GraphPlan",
+    "NodeSet",
+    "Place",
+    "from_graph",
+    "graph_plan",
+    "join",
+    "to_graph",
+]
