@@ -31,7 +31,8 @@ from weightspace.spec._types import (
     WeightSpec,
 )
 from weightspace.spec._verify import VerifyReport, output_change, verify
-from weightspace.spec.tracing import NodeChange, check_operators, rule, trace
+from weightspace.spec.maximality import MissedSymmetry, Move, missed_symmetries
+from weightspace.spec.tracing import NodeChange, check_operators, rule, trace, unary_rule
 
 __all__ = [
     "FIGURE_FORMATS",
@@ -42,6 +43,8 @@ __all__ = [
     "Exponent",
     "Frozen",
     "Group",
+    "MissedSymmetry",
+    "Move",
     "NodeChange",
     "Provenance",
     "Scaling",
@@ -60,6 +63,7 @@ __all__ = [
     "draw",
     "identity",
     "invert",
+    "missed_symmetries",
     "mlp_spec",
     "output_change",
     "random_element",
@@ -67,5 +71,6 @@ __all__ = [
     "source_index",
     "to_graphviz",
     "trace",
+    "unary_rule",
     "verify",
 ]

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 GAINS = (0.0, 1.0, 1.5, 2.0)  # of random weights, the first at which an illegal permutation shows
 TELLING = 1e-2  # relative change that an illegal permutation should cause
-BROKEN = 3  # illegal permutations per network
+BROKEN = 6  # illegal permutations tried for each random network
 
 Run = Callable[[Weights], list[Tensor]]
 
@@ -89,7 +89,7 @@ def verify(
         SpecError: the spec names a tensor that the module lacks, or of another shape.
     """
     return measure(
-        spec, _state(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed
+        spec, stored(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed
     )
 
 
@@ -98,22 +98,22 @@ def measure(
 ) -> VerifyReport:
     """What :func:`verify` does, for any function from weights to outputs."""
     generator = torch.Generator().manual_seed(seed)
-    gain = _telling_gain(spec, state, run, seed)
+    gain = telling_gain(spec, state, run, seed)
     by_symmetry: dict[str, float] = {}
     worst = illegal = 0.0
     for _ in range(draws):
         weights = randomised(state, generator, gain)
         reference = run(weights)
         for name, element in _single_symmetries(spec, generator) if each else ():
-            change = _changes(reference, run(act(spec, element, weights)))
+            change = relative_change(reference, run(act(spec, element, weights)))
             by_symmetry[name] = max(by_symmetry.get(name, 0.0), change)
         element = random_element(spec, generator=generator)
-        worst = max(worst, _changes(reference, run(act(spec, element, weights))))
+        worst = max(worst, relative_change(reference, run(act(spec, element, weights))))
         illegal = max(illegal, _illegal_change(spec, weights, reference, run, generator))
     return VerifyReport(max([worst, *by_symmetry.values()]), by_symmetry, illegal)
 
 
-def _telling_gain(spec: WeightSpec, state: Weights, run: Run, seed: int) -> float:
+def telling_gain(spec: WeightSpec, state: Weights, run: Run, seed: int) -> float:
     """The least gain of the random weights at which breaking a symmetry is seen in the output.
 
     Networks are tried at the scale at which they were initialised; where signals die out on their way, weights
@@ -132,15 +132,22 @@ def _illegal_change(
 ) -> float:
     """Largest change under what is no symmetry: the units of one axis of one tensor alone reversed."""
     broken = _broken(spec, weights, generator)
-    return max((_changes(reference, run(network)) for network in broken), default=0.0)
+    return max((relative_change(reference, run(network)) for network in broken), default=0.0)
 
 
-def _state(spec: WeightSpec, module: nn.Module) -> Weights:
-    stored = module.state_dict()
-    missing = [name for name in spec.tensors if name not in stored]
+def stored(spec: WeightSpec, module: nn.Module) -> Weights:
+    """The module's values of the tensors of a spec.
+
+    Raises:
+        SpecError: the spec names a tensor that the module lacks, or of another shape.
+    """
+    state = module.state_dict()
+    missing = [name for name in spec.tensors if name not in state]
     if missing:
         raise SpecError(f"spec: the module has no tensor {missing[0]!r}")
-    return {name: stored[name] for name in spec.tensors}
+    found = {name: state[name] for name in spec.tensors}
+    spec.batch_shape(found)  # which raises where a shape differs
+    return found
 
 
 def runner(
@@ -183,8 +190,9 @@ def _counts(value: Any) -> bool:
 def randomised(state: Weights, generator: torch.Generator, gain: float = 0.0) -> Weights:
     """Random values in float64, each tensor at its own scale or at ``gain / sqrt(fan-in)`` if that is larger.
 
+    Vectors are drawn at ``0.3 gain`` at least: biases start at 0, the scales of deep residual branches near it.
     What was positive everywhere (variances, the scales of norms) stays so, between half and one and a half of
-    its mean.
+    that scale.
     """
     drawn = {}
     for name, tensor in state.items():
@@ -193,11 +201,10 @@ def randomised(state: Weights, generator: torch.Generator, gain: float = 0.0) ->
             continue
         values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         size = tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0
-        if tensor.numel() and bool((tensor > 0).all()):
-            drawn[name] = size * (0.5 + torch.special.ndtr(values))
-        else:
-            fan_in = math.prod(tensor.shape[1:])
-            drawn[name] = values * max(size or 0.1, gain / math.sqrt(fan_in) if tensor.ndim > 1 else 0.0)
+        least = gain / math.sqrt(max(math.prod(tensor.shape[1:]), 1)) if tensor.ndim > 1 else 0.3 * gain
+        scale = max(size or 0.1, least)
+        positive = tensor.numel() > 0 and bool((tensor > 0).all())
+        drawn[name] = scale * (0.5 + torch.special.ndtr(values) if positive else values)
     return drawn
 
 
@@ -224,10 +231,11 @@ def output_change(
         _outputs(network, {name: tensor.double() for name, tensor in weights.items()}, (inputs.double(),), {})
         for weights in (before, after)
     ]
-    return _changes(*outputs)
+    return relative_change(*outputs)
 
 
-def _changes(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+def relative_change(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """The worst change of several tensors, each relative to its largest finite entry."""
     return max((_change(*pair) for pair in zip(reference, outputs, strict=True)), default=0.0)
 
 
@@ -249,15 +257,14 @@ def _single_symmetries(spec: WeightSpec, generator: torch.Generator) -> Iterator
 
 
 def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> list[Weights]:
-    """Networks in which the units of one axis of one tensor alone are reversed."""
-    movable = [
-        (name, dim.axis)
+    """Networks in which the units of one axis of one tensor alone are reversed, of different tensors."""
+    movable = {
+        name: dim.axis
         for name, tensor in spec.tensors.items()
         for cell in tensor.cells
         for dim in cell.dims
         if dim.group is not None and dim.size > 1
-    ]
-    if not movable:
-        return []
-    picked = torch.randint(len(movable), (BROKEN,), generator=generator).tolist()
-    return [{**weights, name: weights[name].flip(axis)} for name, axis in (movable[at] for at in picked)]
+    }
+    names = [*movable]
+    picked = torch.randperm(len(names), generator=generator)[:BROKEN].tolist()
+    return [{**weights, names[at]: weights[names[at]].flip(movable[names[at]])} for at in picked]

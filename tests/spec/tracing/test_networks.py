@@ -1,6 +1,5 @@
 """Whole networks: what is found in each, and that nothing else happens to their outputs."""
 
-import dataclasses
 import importlib.util
 import warnings
 
@@ -30,15 +29,37 @@ GROUPS = {
     "mlp_mixer": "hidden0:8 hidden1:7 hidden2:10 hidden3:9 hidden4:11",
     "lenet": "hidden0:6 hidden1:8 hidden2:14 hidden3:12",
     "vgg_flatten": "hidden0:6 hidden1:7 hidden2:8 hidden3:12 hidden4:11",
-    "resnet18": "hidden0:5 hidden1:6 hidden2:8 hidden3:10 hidden4:7 hidden5:12 hidden6:13 hidden7:9 hidden8:14 hidden9:15 hidden10:11 hidden11:16",
-    "resnet50_tiny": "hidden0:5 hidden1:6 hidden2:6 hidden3:11 hidden4:6 hidden5:6 hidden6:6 hidden7:6 hidden8:7 hidden9:7 hidden10:13 hidden11:7 hidden12:7 hidden13:8 hidden14:8 hidden15:15 hidden16:8 hidden17:8 hidden18:9 hidden19:9 hidden20:17 hidden21:9 hidden22:9",
-    "resnext": "hidden0:5 blocks0:3 features0:4 features1:4 hidden1:7 blocks1:4 features2:5 features3:5 hidden2:9 blocks2:3 features4:6 features5:6",
-    "densenet": "hidden0:7 hidden1:8 hidden2:4 hidden3:9 hidden4:5 hidden5:10 hidden6:12 hidden7:3 hidden8:14 hidden9:6",
+    "resnet18": (
+        "hidden0:5 hidden1:6 hidden2:8 hidden3:10 hidden4:7 hidden5:12 hidden6:13 hidden7:9 hidden8:14 "
+        "hidden9:15 hidden10:11 hidden11:16"
+    ),
+    "resnet50_tiny": (
+        "hidden0:5 hidden1:6 hidden2:6 hidden3:11 hidden4:6 hidden5:6 hidden6:6 hidden7:6 hidden8:7 "
+        "hidden9:7 hidden10:13 hidden11:7 hidden12:7 hidden13:8 hidden14:8 hidden15:15 hidden16:8 "
+        "hidden17:8 hidden18:9 hidden19:9 hidden20:17 hidden21:9 hidden22:9"
+    ),
+    "resnext": (
+        "hidden0:5 blocks0:3 features0:4 features1:4 hidden1:7 blocks1:4 features2:5 features3:5 "
+        "hidden2:9 blocks2:3 features4:6 features5:6"
+    ),
+    "densenet": (
+        "hidden0:7 hidden1:8 hidden2:4 hidden3:9 hidden4:5 hidden5:10 hidden6:12 hidden7:3 hidden8:14 "
+        "hidden9:6"
+    ),
     "squeeze_excitation": "hidden0:7 hidden1:5 hidden2:8 hidden3:6",
     "mobilenet_v2": "hidden0:6 hidden1:12 hidden2:7 hidden3:14 hidden4:15 hidden5:8 hidden6:16",
-    "mobilenet_v3": "hidden0:6 hidden1:12 hidden2:4 hidden3:7 hidden4:14 hidden5:5 hidden6:15 hidden7:9 hidden8:8 hidden9:16",
-    "unet": "hidden0:6 hidden1:5 hidden2:8 hidden3:7 hidden4:10 hidden5:9 hidden6:11 hidden7:13 hidden8:12 hidden9:14 hidden10:15 hidden11:16",
-    "unet_interpolated": "hidden0:6 hidden1:5 hidden2:8 hidden3:7 hidden4:10 hidden5:9 hidden6:11 hidden7:13 hidden8:12 hidden9:14 hidden10:15 hidden11:16",
+    "mobilenet_v3": (
+        "hidden0:6 hidden1:12 hidden2:4 hidden3:7 hidden4:14 hidden5:5 hidden6:15 hidden7:9 hidden8:8 "
+        "hidden9:16"
+    ),
+    "unet": (
+        "hidden0:6 hidden1:5 hidden2:8 hidden3:7 hidden4:10 hidden5:9 hidden6:11 hidden7:13 hidden8:12 "
+        "hidden9:14 hidden10:15 hidden11:16"
+    ),
+    "unet_interpolated": (
+        "hidden0:6 hidden1:5 hidden2:8 hidden3:7 hidden4:10 hidden5:9 hidden6:11 hidden7:13 hidden8:12 "
+        "hidden9:14 hidden10:15 hidden11:16"
+    ),
     "convnext": "hidden0:7 hidden1:12 hidden2:13 hidden3:9 hidden4:14",
     "autoencoder": "hidden0:6 hidden1:8 hidden2:7",
     "conv1d": "blocks0:2 features0:3 features1:4 features2:5 hidden0:7",
@@ -47,14 +68,23 @@ GROUPS = {
     "group_norm": "blocks0:3 features0:4 blocks1:2 features1:5",
     "instance_norm": "hidden0:7 hidden1:6",
     "pixel_shuffle": "hidden0:7 hidden1:5",
-    "vit": "hidden0:14 heads0:2 features0:7 features1:7 hidden1:18 heads1:2 features2:7 features3:7 hidden2:19",
-    "gpt2": "hidden0:10 heads0:2 features0:5 features1:5 hidden1:17 heads1:2 features2:5 features3:5 hidden2:16",
+    "vit": (
+        "hidden0:14 heads0:2 features0:7 features1:7 hidden1:18 heads1:2 features2:7 features3:7 hidden2:19"
+    ),
+    "gpt2": (
+        "hidden0:10 heads0:2 features0:5 features1:5 hidden1:17 heads1:2 features2:5 features3:5 hidden2:16"
+    ),
     "llama": "hidden0:14 heads0:3 heads1:2 features0:8 hidden1:17 heads2:3 heads3:2 features1:8 hidden2:16",
     "multihead_attention": "heads0:3 features0:5 features1:5",
     "multihead_attention_weights": "heads0:3 features0:5 features1:5",
     "cross_attention": "heads0:3 features0:5 features1:5",
-    "transformer_encoder": "hidden0:15 heads0:3 features0:5 features1:5 hidden1:19 heads1:3 features2:5 features3:5 hidden2:19",
-    "transformer_decoder": "hidden0:15 hidden1:15 heads0:3 features0:5 features1:5 heads1:3 features2:5 features3:5 hidden2:19 heads2:3 features4:5 features5:5 heads3:3 features6:5 features7:5 hidden3:19",
+    "transformer_encoder": (
+        "hidden0:15 heads0:3 features0:5 features1:5 hidden1:19 heads1:3 features2:5 features3:5 hidden2:19"
+    ),
+    "transformer_decoder": (
+        "hidden0:15 hidden1:15 heads0:3 features0:5 features1:5 heads1:3 features2:5 features3:5 "
+        "hidden2:19 heads2:3 features4:5 features5:5 heads3:3 features6:5 features7:5 hidden3:19"
+    ),
     "gru": "hidden0:5 hidden1:5 hidden2:5 hidden3:5",
     "lstm": "hidden0:5 hidden1:5 hidden2:5 hidden3:5",
     "rnn": "hidden0:5 hidden1:5 hidden2:5 hidden3:5",
@@ -62,22 +92,64 @@ GROUPS = {
     "gru_cell": "hidden0:5",
 }
 FOUND_IN_TRANSFORMERS = {
-    "hf_bert": "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17",
-    "hf_distilbert": "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17 hidden3:15",
-    "hf_gpt2": "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17",
-    "hf_opt": "hidden0:8 hidden1:15 heads0:3 features0:5 features1:5 hidden2:17 heads1:3 features2:5 features3:5 hidden3:17",
-    "hf_llama": "hidden0:18 heads0:3 heads1:2 features0:8 hidden1:17 heads2:3 heads3:2 features1:8 hidden2:17",
-    "hf_qwen2": "hidden0:24 heads0:3 heads1:2 features0:4 hidden1:17 heads2:3 heads3:2 features1:4 hidden2:17",
-    "hf_gpt_neox": "hidden0:24 heads0:3 features0:4 features1:8 hidden1:17 heads1:3 features2:4 features3:8 hidden2:17",
-    "hf_t5": "hidden0:14 heads0:3 features0:5 features1:5 hidden1:17 features2:5 features3:5 hidden2:17 heads1:3 features4:5 features5:5 heads2:3 features6:5 features7:5 hidden3:17 features8:5 features9:5 heads3:3 features10:5 features11:5 hidden4:17",
-    "hf_whisper": "hidden0:18 hidden1:18 heads0:3 features0:6 features1:6 hidden2:17 hidden3:18 heads1:3 features2:6 features3:6 heads2:3 features4:6 features5:6 hidden4:16",
-    "hf_vit": "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17",
-    "hf_clip": "hidden0:14 heads0:2 features0:7 features1:7 hidden1:18 hidden2:11 hidden3:15 heads1:3 features2:5 features3:5 hidden4:17",
+    "hf_bert": (
+        "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17"
+    ),
+    "hf_distilbert": (
+        "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 "
+        "hidden2:17 hidden3:15"
+    ),
+    "hf_gpt2": (
+        "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17"
+    ),
+    "hf_opt": (
+        "hidden0:8 hidden1:15 heads0:3 features0:5 features1:5 hidden2:17 heads1:3 features2:5 "
+        "features3:5 hidden3:17"
+    ),
+    "hf_llama": (
+        "hidden0:18 heads0:3 heads1:2 features0:8 hidden1:17 heads2:3 heads3:2 features1:8 hidden2:17"
+    ),
+    "hf_qwen2": (
+        "hidden0:24 heads0:3 heads1:2 features0:4 hidden1:17 heads2:3 heads3:2 features1:4 hidden2:17"
+    ),
+    "hf_gpt_neox": (
+        "hidden0:24 heads0:3 features0:4 features1:8 hidden1:17 heads1:3 features2:4 features3:8 hidden2:17"
+    ),
+    "hf_t5": (
+        "hidden0:14 heads0:3 features0:5 features1:5 hidden1:17 features2:5 features3:5 hidden2:17 "
+        "heads1:3 features4:5 features5:5 heads2:3 features6:5 features7:5 hidden3:17 features8:5 "
+        "features9:5 heads3:3 features10:5 features11:5 hidden4:17"
+    ),
+    "hf_whisper": (
+        "hidden0:18 hidden1:18 heads0:3 features0:6 features1:6 hidden2:17 hidden3:18 heads1:3 "
+        "features2:6 features3:6 heads2:3 features4:6 features5:6 hidden4:16"
+    ),
+    "hf_vit": (
+        "hidden0:15 heads0:3 features0:5 features1:5 hidden1:17 heads1:3 features2:5 features3:5 hidden2:17"
+    ),
+    "hf_clip": (
+        "hidden0:14 heads0:2 features0:7 features1:7 hidden1:18 hidden2:11 hidden3:15 heads1:3 "
+        "features2:5 features3:5 hidden4:17"
+    ),
     "hf_convnext": "hidden0:7 hidden1:28 hidden2:28 hidden3:9 hidden4:36",
-    "hf_resnet": "hidden0:6 hidden1:3 hidden2:3 hidden3:12 hidden4:3 hidden5:3 hidden6:5 hidden7:5 hidden8:20 hidden9:7 hidden10:7 hidden11:28",
-    "hf_swin": "hidden0:10 heads0:2 features0:5 features1:5 hidden1:15 heads1:2 features2:5 features3:5 hidden2:15 hidden3:20 heads2:4 features4:5 features5:5 hidden4:30",
-    "hf_segformer": "hidden0:10 heads0:2 features0:5 hidden1:10 features1:5 hidden2:20 hidden3:14 heads1:2 features2:7 features3:7 hidden4:42 hidden5:11 hidden6:11 hidden7:11",
-    "hf_mobilenet_v2": "hidden0:6 hidden1:3 hidden2:18 hidden3:5 hidden4:30 hidden5:30 hidden6:6 hidden7:36 hidden8:36 hidden9:36 hidden10:13 hidden11:78 hidden12:78 hidden13:78 hidden14:78 hidden15:19 hidden16:114 hidden17:114 hidden18:114 hidden19:32 hidden20:192 hidden21:192 hidden22:192 hidden23:64 hidden24:256",
+    "hf_resnet": (
+        "hidden0:6 hidden1:3 hidden2:3 hidden3:12 hidden4:3 hidden5:3 hidden6:5 hidden7:5 hidden8:20 "
+        "hidden9:7 hidden10:7 hidden11:28"
+    ),
+    "hf_swin": (
+        "hidden0:10 heads0:2 features0:5 features1:5 hidden1:15 heads1:2 features2:5 features3:5 "
+        "hidden2:15 hidden3:20 heads2:4 features4:5 features5:5 hidden4:30"
+    ),
+    "hf_segformer": (
+        "hidden0:10 heads0:2 features0:5 hidden1:10 features1:5 hidden2:20 hidden3:14 heads1:2 "
+        "features2:7 features3:7 hidden4:42 hidden5:11 hidden6:11 hidden7:11"
+    ),
+    "hf_mobilenet_v2": (
+        "hidden0:6 hidden1:3 hidden2:18 hidden3:5 hidden4:30 hidden5:30 hidden6:6 hidden7:36 hidden8:36 "
+        "hidden9:36 hidden10:13 hidden11:78 hidden12:78 hidden13:78 hidden14:78 hidden15:19 hidden16:114 "
+        "hidden17:114 hidden18:114 hidden19:32 hidden20:192 hidden21:192 hidden22:192 hidden23:64 "
+        "hidden24:256"
+    ),
 }
 INSTALLED = importlib.util.find_spec("transformers") is not None
 CASES = networks("core", *(["transformers"] if INSTALLED else []))
@@ -101,9 +173,8 @@ def test_the_groups_are_found_and_hold(name):
     assert {*spec.tensors, *spec.constants} == set(module.state_dict()) - {
         alias for tensor in spec.tensors.values() for alias in tensor.aliases
     }
-    for inputs in (case.inputs(), case.more_inputs()):
-        report = verify(spec, module, inputs, outputs=case.outputs, draws=1).raise_if_wrong(1e-9)
-        assert report.illegal_change > 1e-3
+    report = verify(spec, module, case.more_inputs(), outputs=case.outputs, draws=1).raise_if_wrong(1e-9)
+    assert report.illegal_change > 1e-3
     assert WeightSpec.from_json(spec.to_json()) == spec
 
 
@@ -267,18 +338,21 @@ def test_a_wrong_rule_is_named(monkeypatch):
         WeightSpec.trace(Rolled(), torch.zeros(4, 3))
 
 
-def test_specs_of_two_sizes_agree():
-    """At length 1 every step of a sum over time is the only one; the second trace sees that order matters."""
+def test_a_second_size_shows_what_the_first_one_hides():
+    """At length 1 the first five entries are the five units; at length 4 they are steps of two of them."""
 
-    class Last(nn.Module):
+    class First(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer, self.head = nn.Linear(3, 5), nn.Linear(5, 2)
 
         def forward(self, x):
-            return self.head(self.layer(x).cumsum(1).flatten(1)[:, :5])
+            return self.head(self.layer(x).transpose(1, 2).flatten(1)[:, :5])
 
-    short = WeightSpec.trace(Last(), torch.zeros(2, 1, 3))
-    both = WeightSpec.trace(Last(), torch.zeros(2, 1, 3), more_inputs=[torch.zeros(2, 4, 3)])
-    assert list(short.groups) == list(both.groups) == ["hidden0"]
-    assert dataclasses.replace(short, scalings=both.scalings) == both
+    short, long = torch.randn(2, 1, 3), torch.randn(2, 4, 3)
+    alone = WeightSpec.trace(First(), short)
+    assert cells(alone, "layer.weight") == "[hidden0, 3]"
+    assert verify(alone, First(), long, draws=1).max_relative_change > 0.01
+    both = WeightSpec.trace(First(), short, more_inputs=[long])
+    assert cells(both, "head.weight") == "[2, 5]"
+    assert WeightSpec.trace(First(), long, more_inputs=[short]) == both

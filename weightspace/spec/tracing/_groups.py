@@ -59,7 +59,7 @@ def _disambiguate(trace: Trace) -> bool:
                     parent for parent in atoms[index.atom].parents if _binding(box, index, parent) is None
                 }
                 if lost:
-                    atoms.restrict(index.atom, atoms[index.atom].parents - lost)
+                    atoms.restrict({index.atom: atoms[index.atom].parents - lost})
                     return True
     return False
 
@@ -81,7 +81,7 @@ def fuse(atoms: Atoms, labels: Mapping[str, Label]) -> dict[str, Label]:
             joint = atoms.fuse(outer, inner)
             labels = {name: _fused(label, outer, inner, joint) for name, label in labels.items()}
         else:
-            atoms.restrict(outer, atoms[outer].parents - {inner})
+            atoms.restrict({outer: atoms[outer].parents - {inner}})
     return labels
 
 

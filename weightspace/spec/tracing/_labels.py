@@ -211,11 +211,13 @@ class Labels:
     def scope(self, label: Label, axes: Iterable[int], allowed: Iterable[int]) -> None:
         """Let the permutations on ``axes`` of a resolved label depend on nothing outside ``allowed`` axes."""
         axes, allowed = set(axes), set(allowed)
+        parents: dict[int, set[int]] = {}
         for box in label.boxes:
             within = {index.atom for index in box.indices if index.axis in allowed}
             for index in box.indices:
                 if index.axis in axes:
-                    self.atoms.restrict(index.atom, within)
+                    parents[index.atom] = parents.get(index.atom, within) & within
+        self.atoms.restrict(parents)
 
     def unify(
         self, first: Label, second: Label, axes: Sequence[tuple[int, int]]
@@ -444,7 +446,7 @@ class Labels:
                 if old != new:
                     others = {index.atom for index in box.indices}
                     number = self.atoms.fresh(new, others)
-                    self.atoms.restrict(number, others)
+                    self.atoms.restrict({number: others})
                     box = _sorted(box._replace(indices=(*box.indices, Index(axis, 1, number))))
             boxes.append(box)
         return label._replace(shape=tuple(shape), boxes=tuple(boxes), shift=None)

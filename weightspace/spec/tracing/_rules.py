@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx
 
+from weightspace.errors import SpecError
 from weightspace.spec.tracing import _operations as op
 from weightspace.spec.tracing._labels import Label
 from weightspace.spec.tracing._powers import times
+from weightspace.spec.tracing._program import operator_name
 from weightspace.spec.tracing._trace import UNIFORM, Trace, rule
 
 # -- entry by entry, one operand ---------------------------------------------------------------------------
@@ -56,7 +59,6 @@ _UNARY: dict[str, tuple[str | None, str | None]] = {
         (
             "hardsigmoid",
             "relu6",
-            "threshold",
             "exp",
             "exp2",
             "expm1",
@@ -68,21 +70,12 @@ _UNARY: dict[str, tuple[str | None, str | None]] = {
         ),
         (None, None),
     ),
-    **dict.fromkeys(
-        ("floor", "ceil", "acos", "acosh", "isnan", "isinf", "logical_not", "bitwise_not"), (None, None)
-    ),
-    **dict.fromkeys(("digamma", "lgamma", "nan_to_num", "logit", "isfinite"), (None, None)),
-    "fake_quantize_per_tensor_affine": (None, None),
+    **dict.fromkeys(("floor", "ceil", "acos", "acosh", "bitwise_not"), (None, None)),
+    **dict.fromkeys(("digamma", "lgamma", "logit", "fake_quantize_per_tensor_affine"), (None, None)),
+    **dict.fromkeys(("isnan", "isinf", "isfinite", "logical_not"), ("forget", "even")),
 }
-_POWERS = {
-    "keep": 1,
-    "double": 2,
-    "half": 0.5,
-    "minus": -1,
-    "minus half": -0.5,
-    "even": 0,
-    "forget": 0,
-}
+_FACTORS = {"keep": 1, "double": 2, "half": 0.5, "minus": -1, "minus half": -0.5, "forget": 0}
+_SIGNS = {"keep": 1, "even": 0}
 _ACTIVATIONS = {
     "relu", "leaky_relu", "prelu", "tanh", "gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus",
     "hardswish", "hardsigmoid", "hardtanh", "relu6", "glu", "rrelu", "sine", "gaussian", "cosine",
@@ -101,23 +94,59 @@ def _activation(t: Trace, x: Label, name: str) -> None:
 
 def _scaled(t: Trace, x: Label, positive: str | None, sign: str | None) -> Label:
     """The label of a function of one variable with the given behaviour under factors and signs."""
-    behaviour = positive if t.powers == "positive" else sign
+    powers, behaviour = (_FACTORS, positive) if t.powers == "positive" else (_SIGNS, sign)
     if behaviour is None:
         return op.inhomogeneous(t, x)
-    factor = _POWERS[behaviour]
+    factor = powers[behaviour]
     return t.with_powers(x, lambda power: times(power, t.fraction(factor)))._replace(shift=None, zero=False)
 
 
-def _unary_rule(name: str, positive: str | None, sign: str | None) -> None:
+def unary_rule(name: str, positive: str | None = None, sign: str | None = None) -> None:
+    """Register a function f of one variable that an operator applies to every entry of its first argument.
+
+    The units of other tensors that it reads are fixed.
+
+    Args:
+        name: of the operator, without overload: ``"relu"``, or ``"mylib::softcap"`` for one of your own.
+        positive: the power with which a factor c > 0 passes: ``"keep"`` if f(c x) = c f(x), ``"double"`` if it
+            is c^2 f(x), ``"half"`` if sqrt(c) f(x), ``"minus"`` if f(x) / c, ``"minus half"`` if
+            f(x) / sqrt(c), ``"forget"`` if f(x); None if no factor passes.
+        sign: ``"keep"`` if f is odd, ``"even"`` if it is even; None if it is neither.
+
+    Raises:
+        SpecError: a word that is none of these, or the operator has a rule already.
+    """
+    for field, word, words in (("positive", positive, _FACTORS), ("sign", sign, _SIGNS)):
+        if word is not None and word not in words:
+            raise SpecError(
+                f"unary_rule: {field}: expected one of {', '.join(words)} or None, found {word!r}"
+            )
+
     @rule(name)
-    def unary(t: Trace, x: Label, *_: Any) -> Label:
-        _activation(t, x, "gaussian" if name == "exp" and t.follows("neg", "pow") else name)
+    def unary(t: Trace, x: Label, *others: Any) -> Label:
+        t.give_up(other for other in others if isinstance(other, Label))
+        _activation(t, x, _function(t.node, name))
         return _scaled(t, x, positive, sign)
+
+
+def _function(node: fx.Node | None, name: str) -> str:
+    """What units apply, if an operator is only the last step of it."""
+    if node is not None and name == "exp" and _reads_power(node, 2, steps=3):
+        return "gaussian"
+    # the approximation of GELU is tanh of x + c x^3
+    return "gelu" if node is not None and name == "tanh" and _reads_power(node, 3, steps=4) else name
+
+
+def _reads_power(node: fx.Node, exponent: int, steps: int) -> bool:
+    """Whether an operator takes an argument to a power, or one a few steps before it does."""
+    if operator_name(node) in ("pow", "square"):
+        return bool((*node.args, 2)[1] == exponent)
+    return steps > 0 and any(_reads_power(source, exponent, steps - 1) for source in node.all_input_nodes)
 
 
 for _name, (_positive, _sign) in _UNARY.items():
     if _name != "sin":
-        _unary_rule(_name, _positive, _sign)
+        unary_rule(_name, _positive, _sign)
 
 
 @rule("sin", "cos")
@@ -132,9 +161,9 @@ def sine(t: Trace, x: Label) -> Label:
 
 @rule("alias", "clone", "detach", "_to_copy", "native_dropout")
 def same(t: Trace, x: Label, dtype: Any = None, *_: Any) -> Any:
-    """Changes neither shape nor values, but for rounding to integers."""
+    """Changes neither shape nor values, but for truth values and rounding to integers, towards 0."""
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
-        x = op.inhomogeneous(t, x)
+        x = _scaled(t, x, *(("forget", "even") if dtype == torch.bool else (None, "keep")))
     return (x, t.fixed(x.shape)) if len(t.shapes) == 2 else x
 
 
@@ -144,14 +173,28 @@ def clamp(t: Trace, x: Label, low: Any = None, high: Any = None, *_: Any) -> Lab
     if t.name == "clamp_max":
         low, high = None, low
     if isinstance(low, Label) or isinstance(high, Label):
-        bounds = [bound for bound in (low, high) if isinstance(bound, Label)]
-        return op.pointwise(t, [op.inhomogeneous(t, part) for part in (x, *bounds)], "add")
+        return _alike(t, (x, low, high), t.powers == "positive")
     is_relu = (low == 0 and high is None) or (high == 0 and low is None)
     if t.name != "hardtanh" and is_relu:
         _activation(t, x, "relu")
         return _scaled(t, x, "keep", None)
     _activation(t, x, "hardtanh")
     return _scaled(t, x, None, "keep" if low is not None and high is not None and low == -high else None)
+
+
+@rule("threshold")
+def threshold(t: Trace, x: Label, at: float, value: float) -> Label:
+    """A constant in place of what is not above a threshold: ReLU if both are 0."""
+    if at == value == 0:
+        _activation(t, x, "relu")
+        return _scaled(t, x, "keep", None)
+    return op.inhomogeneous(t, x)
+
+
+@rule("nan_to_num")
+def nan_to_num(t: Trace, x: Label, nan: float | None = None, *_: Any) -> Label:
+    """Finite values stay what they are."""
+    return _scaled(t, x, "keep", "keep") if not nan else op.inhomogeneous(t, x)
 
 
 @rule("pow")
@@ -196,7 +239,7 @@ def add(t: Trace, x: Any, y: Any, alpha: Any = 1, *_: Any) -> Label:
     numbers = [part for part in (x, y) if isinstance(part, int | float)]
     plain = t.name in ("add", "sub") and alpha == 1
     if t.powers == "sign" and t.name not in ("add", "sub", "rsub"):
-        operands = [op.inhomogeneous(t, part) for part in operands]
+        operands = [_scaled(t, part, None, "even" if t.name == "hypot" else None) for part in operands]
     if any(number != 0 for number in numbers):
         shift = operands[0].shift
         return op.inhomogeneous(t, operands[0])._replace(shift=shift if plain else None)
@@ -220,8 +263,7 @@ def lerp(t: Trace, x: Label, y: Label, weight: Any) -> Label:
 def multiply(t: Trace, x: Any, y: Any, *rounding: Any) -> Label:
     """Powers add; dividing subtracts them."""
     if any(part is not None for part in rounding):
-        operands = [op.inhomogeneous(t, part) for part in (x, y) if isinstance(part, Label)]
-        return op.pointwise(t, operands, "multiply")
+        return t.with_powers(_alike(t, (x, y), homogeneous=True), lambda form: ())
     if isinstance(y, Label) and t.name == "div":
         y = t.with_powers(y, lambda form: times(form, t.fraction(-1)))
     operands = [part for part in (x, y) if isinstance(part, Label)]
@@ -241,13 +283,55 @@ def addcmul(t: Trace, x: Label, y: Label, z: Label, value: Any = 1) -> Label:
     return op.pointwise(t, [x, op.pointwise(t, [y, z], "multiply")], "add")
 
 
-@rule("eq", "ne", "lt", "gt", "le", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or",
-      "bitwise_xor", "fmod", "remainder", "floor_divide", "heaviside", "atan2", "xlogy", "logaddexp", "copysign",
-      "isclose")  # fmt: skip
-def compare(t: Trace, *operands: Any) -> Label:
-    """No scaling survives."""
-    labels = [op.inhomogeneous(t, part) for part in operands if isinstance(part, Label)]
+def _alike(t: Trace, operands: Sequence[Any], homogeneous: bool) -> Label:
+    """Operands that may scale by what they share, if at all; a constant other than 0 scales not at all."""
+    labels = [part for part in operands if isinstance(part, Label)]
+    if not homogeneous or any(isinstance(part, int | float) and part != 0 for part in operands):
+        labels = [op.inhomogeneous(t, part) for part in labels]
     return op.pointwise(t, labels, "add")
+
+
+@rule("eq", "ne", "lt", "gt", "le", "ge", "floor_divide", "atan2")
+def compare(t: Trace, *operands: Any) -> Label:
+    """A factor that both share is lost; order and quadrant change with a common sign."""
+    homogeneous = t.powers == "positive" or t.name in ("eq", "ne", "floor_divide")
+    return t.with_powers(_alike(t, operands, homogeneous), lambda form: ())
+
+
+@rule("fmod", "remainder")
+def remainder(t: Trace, *operands: Any) -> Label:
+    """A factor that both share stays."""
+    return _alike(t, operands, homogeneous=True)
+
+
+@rule("logical_and", "logical_or", "logical_xor")
+def truth(t: Trace, *operands: Label) -> Label:
+    """Whether entries are 0 does not change when they scale."""
+    return op.pointwise(t, [_scaled(t, part, "forget", "even") for part in operands], "add")
+
+
+@rule("bitwise_and", "bitwise_or", "bitwise_xor", "logaddexp", "isclose")
+def unlike(t: Trace, *operands: Any) -> Label:
+    """No scaling survives."""
+    return _alike(t, operands, homogeneous=False)
+
+
+@rule("copysign")
+def copysign(t: Trace, x: Any, y: Any) -> Label:
+    """``|x| sign(y)``."""
+    parts = [_scaled(t, x, "keep", "even")] if isinstance(x, Label) else []
+    if isinstance(y, Label):
+        parts.append(_scaled(t, y, "forget", "keep"))
+    return op.pointwise(t, parts, "multiply")
+
+
+@rule("xlogy", "heaviside")
+def product_with_function(t: Trace, x: Any, y: Any) -> Label:
+    """``x log(y)``; ``x > 0``, with ``y`` where ``x`` is 0."""
+    labels = [op.inhomogeneous(t, y)] if isinstance(y, Label) else []
+    if isinstance(x, Label):
+        labels.append(x if t.name == "xlogy" else _scaled(t, x, "forget", None))
+    return op.pointwise(t, labels, "multiply")
 
 
 @rule("where")
@@ -298,15 +382,34 @@ def reduce_sum(t: Trace, x: Label, axes: Any = None, *_: Any) -> Label:
     return _without(t, x, over, len(t.shape) == len(x.shape))
 
 
-@rule("amax", "amin", "logsumexp", "prod", "any", "all", "std", "var", "std_mean", "var_mean")
+# what else a reduction does to the powers of the axes that stay
+_REDUCED: dict[str, tuple[str | None, str | None]] = {
+    **dict.fromkeys(("amax", "amin", "max", "min", "median"), ("keep", None)),
+    **dict.fromkeys(("any", "all"), ("forget", "even")),
+    "std": ("keep", "even"),
+    "var": ("double", "even"),
+    "logsumexp": (None, None),
+}
+
+
+@rule("amax", "amin", "logsumexp", "any", "all", "std", "var", "std_mean", "var_mean")
 def reduce_other(t: Trace, x: Label, axes: Any = None, *_: Any) -> Any:
     """Symmetric over its axes, but not linear."""
     over = _axes(x, axes)
-    keeps_factors = t.powers == "positive" and t.name in ("amax", "amin")
-    reduced = _without(
-        t, op.inhomogeneous(t, x, over if keeps_factors else None), over, len(t.shape) == len(x.shape)
-    )
-    return (reduced, reduced) if len(t.shapes) == 2 else reduced
+    name, *mean = t.name.split("_")
+    x = _scaled(t, x, "forget", "even") if name in ("any", "all") else op.inhomogeneous(t, x, over)
+    reduced = _without(t, x, over, len(t.shape) == len(x.shape))
+    value = _scaled(t, reduced, *_REDUCED[name])
+    return (value, reduced) if mean else value
+
+
+@rule("prod")
+def reduce_product(t: Trace, x: Label, axes: Any = None, *_: Any) -> Label:
+    """What scales all factors alike is taken to the power of their number."""
+    over = _axes(x, axes)
+    count = math.prod(x.shape[axis] for axis in over)
+    reduced = _without(t, op.inhomogeneous(t, x, over), over, len(t.shape) == len(x.shape))
+    return t.with_powers(reduced, lambda form: times(form, count))
 
 
 def _ranked(t: Trace, x: Label, axis: int) -> Label:
@@ -336,7 +439,8 @@ def pick(t: Trace, x: Label, *arguments: Any) -> Any:
 def arg(t: Trace, x: Label, axis: Any = None, *_: Any) -> Label:
     """Positions along an axis: it may not move."""
     over = _axes(x, axis)
-    return _without(t, op.inhomogeneous(t, t.pin(x, over)), over, len(t.shape) == len(x.shape))
+    reduced = _without(t, op.inhomogeneous(t, t.pin(x, over), over), over, len(t.shape) == len(x.shape))
+    return _scaled(t, reduced, "forget", None)
 
 
 @rule("sort", "topk")
@@ -362,13 +466,11 @@ def softmax(t: Trace, x: Label, axis: int, *_: Any) -> Label:
 
 @rule("linalg_vector_norm", "norm")
 def vector_norm(t: Trace, x: Label, order: Any = 2, axes: Any = None, keep: bool = False, *_: Any) -> Label:
-    """A norm over axes: positive factors of the others stay, signs are lost."""
+    """A norm over axes: positive factors of the others stay, signs are lost; of order 0, factors too."""
     over = _axes(x, axes)
-    if t.powers == "positive":
-        x = op.inhomogeneous(t, x, over if order else None)
-    elif t.powers == "sign":
-        x = t.with_powers(x, lambda form: ())
-    return _without(t, x, over, keep)
+    if t.powers == "positive" and order != 0:
+        return _without(t, op.inhomogeneous(t, x, over), over, keep)
+    return _without(t, t.with_powers(x, lambda form: ()), over, keep)
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "cummax", "cummin")
@@ -376,7 +478,8 @@ def ordered(t: Trace, x: Label, axes: Any, more: Any = None, *_: Any) -> Any:
     """The order along some axes matters: they are fixed."""
     which = _axes(x, more if t.name == "roll" else axes)
     kept = t.freeze(x, {axis: x.shape[axis] for axis in which})
-    kept = kept if t.name in ("flip", "roll", "cumsum") else op.inhomogeneous(t, kept)
+    if t.name in ("cumprod", "logcumsumexp") or (t.name in ("cummax", "cummin") and t.powers == "sign"):
+        kept = op.inhomogeneous(t, kept)
     return _and_positions(t, kept) if len(t.shapes) == 2 else kept
 
 
@@ -803,15 +906,16 @@ def select(t: Trace, x: Label, axis: int, at: int) -> Label:
 
 @rule("split", "split_with_sizes", "unsafe_split")
 def split(t: Trace, x: Label, _: Any, axis: int = 0) -> list[Label]:
-    """Consecutive parts of an axis."""
-    axis %= len(x.shape)
+    """Consecutive parts of an axis; a bias is no longer that of one of them alone."""
+    x, axis = x._replace(shift=None), axis % len(x.shape)
     sizes = [shape[axis] for shape in t.shapes]
     return [op.narrow(t, x, axis, sum(sizes[:at]), size) for at, size in enumerate(sizes)]
 
 
 @rule("unbind")
 def unbind(t: Trace, x: Label, axis: int = 0) -> list[Label]:
-    """Every entry of an axis by itself."""
+    """Every entry of an axis by itself; a bias is no longer that of one of them alone."""
+    x = x._replace(shift=None)
     return [op.select(t, x, axis, at) for at in range(x.shape[axis])]
 
 
@@ -864,7 +968,14 @@ def gather(t: Trace, x: Label, axis: int, positions: Label, *_: Any) -> Label:
 
 @rule("index_put")
 def index_put(t: Trace, x: Label, places: Sequence[Any], values: Label, *_: Any) -> Label:
-    """Store, or add, entries by position: the indexed axes are fixed."""
+    """Store, or add, entries by position: the indexed axes are fixed. A number may go where a mask is true."""
+    if _has_mask(t):
+        *front, mask = places
+        if math.prod(values.shape) == 1 and all(place is None for place in front):
+            rank = len(x.shape) - len(front) - len(mask.shape)
+            return where(t, t.reshape(mask, [*mask.shape, *[1] * rank]), t.reshape(values, []), x)
+        t.give_up([x, values, *(place for place in places if isinstance(place, Label))])
+        return t.fixed(t.shape)
     x = t.loose(x)
     indexed = [axis for axis, place in enumerate(places) if isinstance(place, Label)]
     t.give_up(places[axis] for axis in indexed)
@@ -872,10 +983,20 @@ def index_put(t: Trace, x: Label, places: Sequence[Any], values: Label, *_: Any)
     return t.freeze(x, {axis: x.shape[axis] for axis in indexed})
 
 
-@rule("scatter_add")
-def scatter_add(t: Trace, x: Label, axis: int, positions: Label, values: Label) -> Label:
-    """Add entries by position along one axis, which is fixed, everywhere else in the same place."""
+def _has_mask(t: Trace) -> bool:
+    """Whether a position is a truth value for every entry, which stands for as many axes as it has."""
+    assert t.node is not None
+    places = (place for place in t.node.args[1] if isinstance(place, fx.Node))  # type: ignore[union-attr]
+    return any(place.meta["val"].dtype == torch.bool for place in places)
+
+
+@rule("scatter", "scatter_add")
+def scatter(t: Trace, x: Label, axis: int, positions: Label, values: Any, *_: Any) -> Label:
+    """Store, or add, entries by position along one axis, which is fixed, everywhere else in the same place."""
     axis %= len(x.shape)
+    if not isinstance(values, Label):
+        x = op.inhomogeneous(t, x) if values else x
+        values = t.fresh(positions.shape)._replace(zero=not values)
     parts = [x, values, positions]
     if not all(_same_elsewhere(x, part, axis) for part in parts):
         t.give_up(parts)
@@ -936,13 +1057,29 @@ def uniform(t: Trace, _: Any, *arguments: Any) -> Label:
 UNIFORM.add(uniform)
 
 
-@rule("tril", "triu", "diagonal", "diag_embed", "diagonal_copy")
+@rule("tril", "triu")
 def triangular(t: Trace, x: Label, *_: Any) -> Label:
     """Positions along the last two axes matter: they are fixed."""
-    if t.name in ("tril", "triu"):
-        return t.freeze(x, {axis: x.shape[axis] for axis in (len(x.shape) - 2, len(x.shape) - 1)})
-    t.give_up([x])
-    return t.fixed(t.shape)
+    return t.freeze(x, {axis: x.shape[axis] for axis in (len(x.shape) - 2, len(x.shape) - 1)})
+
+
+@rule("diagonal", "diagonal_copy")
+def diagonal(t: Trace, x: Label, offset: int = 0, first: int = 0, second: int = 1) -> Label:
+    """Two axes are fixed and become a last one."""
+    axes = [axis % len(x.shape) for axis in (first, second)]
+    kept = _without(t, t.pin(x, axes), axes, keep=False)
+    return _filled(t, op.unsqueeze(t, kept, len(kept.shape)))
+
+
+@rule("diag_embed")
+def diag_embed(t: Trace, x: Label, offset: int = 0, first: int = -2, second: int = -1) -> Label:
+    """The last axis is fixed and becomes two."""
+    last, rank = len(x.shape) - 1, len(t.shape)
+    axes = sorted(axis % rank for axis in (first, second))
+    kept = _without(t, t.pin(x, [last]), [last], keep=False)
+    for axis in axes:
+        kept = op.unsqueeze(t, kept, axis)
+    return _filled(t, kept)
 
 
 # -- attention and recurrence ------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from weightspace.errors import SpecWarning
+from weightspace.errors import SpecError, SpecWarning
 from weightspace.spec.tracing._atoms import Atom, Atoms
 from weightspace.spec.tracing._labels import Index, Label, Labels, Shift
 from weightspace.spec.tracing._powers import plus, unknown
@@ -28,11 +28,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     The function takes the trace and then the operator's arguments in the order of its schema, defaults filled
     in, with a :class:`Label` for every tensor; it returns a label, or a tuple of them.
+
+    Raises:
+        SpecError: one of the operators has a rule already.
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
-            assert name not in RULES, f"two rules for {name}"
+            if name in RULES:
+                raise SpecError(f"rule: expected one for each operator, found a second one for {name!r}")
             RULES[name] = function
         return function
 
@@ -74,15 +78,6 @@ class Trace(Labels):
         """Name of the operator."""
         assert self.node is not None
         return operator_name(self.node)
-
-    def follows(self, *names: str) -> bool:
-        """Whether the operator's first argument was made by these operators, the last first."""
-        node = self.node
-        for name in names:
-            node = node.args[0] if node is not None and node.args else None  # type: ignore[assignment]
-            if not isinstance(node, fx.Node) or operator_name(node) not in (name, "mul"):
-                return False
-        return True
 
     def is_used(self, place: int) -> bool:
         """Whether anybody reads one of several outputs."""
