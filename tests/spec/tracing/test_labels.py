@@ -7,7 +7,7 @@ import torch
 
 from weightspace.spec.tracing import _operations as op
 from weightspace.spec.tracing._atoms import Atoms
-from weightspace.spec.tracing._labels import Box, Index, Labels, regroup
+from weightspace.spec.tracing._labels import Box, Index, Label, Labels, regroup
 
 
 @pytest.fixture
@@ -146,3 +146,26 @@ def test_zero_scales_with_whatever_it_meets(t):
     (box,) = t.loose(zero).boxes
     assert box.indices[0].power != ()
     assert t.loose(zero._replace(zero=False)).boxes == zero.boxes
+
+
+def test_fixed_axes_that_are_divided_differently_meet_in_their_common_parts(t):
+    twos = op.concatenate(t, [t.fixed([2]), t.fixed([4]), vector(t, 3)], 0)
+    fours = op.concatenate(t, [t.fixed([4]), t.fixed([2]), vector(t, 3)], 0)
+    product = op.pointwise(t, [twos, fours], "multiply")
+    units(t, product)
+    assert [box.offsets for box in product.boxes] == [(0,), (2,), (4,), (6,)]
+
+
+def test_a_copy_is_found_by_the_part_on_its_own_axis(t):
+    """Rows and columns are (copy, unit): once the units are cut, each axis has the copies of its own part."""
+    unit = t.atoms.fresh(5)
+    copy = t.atoms.fresh(3, [unit])
+    pairs = [(Index(axis, 5, copy), Index(axis, 1, unit)) for axis in (0, 1)]
+    matrix = Label((15, 15), (Box((0, 0), (*pairs[0], *pairs[1])),))
+    t.atoms.cut(unit, [2, 3])
+    boxes = t.resolve(matrix).boxes
+    assert len(boxes) == 4
+    for box in boxes:
+        for axis in (0, 1):
+            of_copy, of_unit = (index.atom for index in box.indices if index.axis == axis)
+            assert t.atoms[of_copy].parents == {of_unit}

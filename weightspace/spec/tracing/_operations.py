@@ -45,20 +45,26 @@ def _joined(t: Labels, a: Label, b: Label, shared: Sequence[int], combine: Combi
     for first in a.boxes:
         for second in b.boxes:
             if t.overlap(first, second, shared):
-                boxes[_join(first, second, shared, combine)] = None
+                boxes[_join(t, first, second, shared, combine)] = None
     return Label(shape, tuple(boxes))
 
 
-def _join(first: Box, second: Box, shared: Sequence[int], combine: Combine) -> Box:
+def _join(t: Labels, first: Box, second: Box, shared: Sequence[int], combine: Combine) -> Box:
     indices = [i for i in second.indices if i.axis not in shared]
     partner = {(i.axis, i.stride): i for i in second.indices}
+    runs = {axis: run for axis in shared if (run := t.common_run(first, second, axis)) is not None}
     for index in first.indices:
+        if index.axis in runs:
+            continue
         other = partner.get((index.axis, index.stride))
         if combine == "multiply" and index.axis in shared and other is not None:
             index = index._replace(power=plus(index.power, other.power))
         indices.append(index)
-    offsets = tuple(max(x, y) for x, y in zip(first.offsets, second.offsets, strict=True))
-    return Box(offsets, tuple(sorted(indices, key=lambda i: (i.axis, -i.stride))))
+    offsets = [max(x, y) for x, y in zip(first.offsets, second.offsets, strict=True)]
+    for axis, (start, fixed) in runs.items():
+        offsets[axis] = start
+        indices.extend(fixed)
+    return Box(tuple(offsets), tuple(sorted(indices, key=lambda i: (i.axis, -i.stride))))
 
 
 def einsum(t: Labels, equation: str, first: Label, second: Label) -> Label:
