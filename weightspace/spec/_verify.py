@@ -109,7 +109,7 @@ def measure(
             by_symmetry[name] = max(by_symmetry.get(name, 0.0), change)
         element = random_element(spec, generator=generator)
         worst = max(worst, relative_change(reference, run(act(spec, element, weights))))
-        illegal = max(illegal, _illegal_change(spec, weights, reference, run, generator))
+        illegal = max(illegal, _illegal_change(spec, weights, reference, run, seed))
     return VerifyReport(max([worst, *by_symmetry.values()]), by_symmetry, illegal)
 
 
@@ -119,19 +119,20 @@ def telling_gain(spec: WeightSpec, state: Weights, run: Run, seed: int) -> float
     Networks are tried at the scale at which they were initialised; where signals die out on their way, weights
     of variance 1 / fan-in let them through.
     """
+    seen: dict[float, float] = {}
     for gain in GAINS:
-        generator = torch.Generator().manual_seed(seed)
-        weights = randomised(state, generator, gain)
-        if _illegal_change(spec, weights, run(weights), run, generator) > TELLING:
+        weights = randomised(state, torch.Generator().manual_seed(seed), gain)
+        seen[gain] = _illegal_change(spec, weights, run(weights), run, seed)
+        if seen[gain] > TELLING:
             return gain
-    return GAINS[0]
+    return max(seen, key=lambda gain: seen[gain])
 
 
 def _illegal_change(
-    spec: WeightSpec, weights: Weights, reference: list[Tensor], run: Run, generator: torch.Generator
+    spec: WeightSpec, weights: Weights, reference: list[Tensor], run: Run, seed: int
 ) -> float:
     """Largest change under what is no symmetry: the units of one axis of one tensor alone reversed."""
-    broken = _broken(spec, weights, generator)
+    broken = _broken(spec, weights, seed)
     return max((relative_change(reference, run(network)) for network in broken), default=0.0)
 
 
@@ -256,7 +257,7 @@ def _single_symmetries(spec: WeightSpec, generator: torch.Generator) -> Iterator
         yield name, {name: element[name]}
 
 
-def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> list[Weights]:
+def _broken(spec: WeightSpec, weights: Weights, seed: int) -> list[Weights]:
     """Networks in which the units of one axis of one tensor alone are reversed, of different tensors."""
     movable = {
         name: dim.axis
@@ -266,5 +267,5 @@ def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> l
         if dim.group is not None and dim.size > 1
     }
     names = [*movable]
-    picked = torch.randperm(len(names), generator=generator)[:BROKEN].tolist()
+    picked = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:BROKEN].tolist()
     return [{**weights, names[at]: weights[names[at]].flip(movable[names[at]])} for at in picked]

@@ -284,6 +284,13 @@ class Branching(nn.Module):
         return self.layer(x) if x.sum() > 0 else x
 
 
+class Masked(nn.Module):
+    """A value with as many rows as there are positive ones."""
+
+    def forward(self, x):
+        return x[x > 0].sum(0, keepdim=True)
+
+
 class Cut(nn.Module):
     """Two outputs, of which one uses a layer by itself."""
 
@@ -300,6 +307,7 @@ class Cut(nn.Module):
     ("module", "inputs", "message"),
     [
         (Branching(), torch.zeros(2, 3), r"Branching cannot be exported .*line \d+, in forward.*WeightSpec.build"),
+        (Masked(), torch.randn(2, 3), r"Masked makes a tensor whose size depends on data .*WeightSpec.build"),
         (nn.Linear(3, 2), torch.zeros(2, 4), r"Linear cannot be exported with these inputs: .*\[2, 4\] X \[3, 2\]"),
         (nn.Linear(3, 2), (torch.zeros(2, 3), 1), "Linear cannot be exported with these inputs"),
         (nn.Linear(3, 2, dtype=torch.complex64), torch.zeros(2, 3, dtype=torch.complex64), "'weight' is of type complex64"),

@@ -228,7 +228,21 @@ def _exported(
     }:
         exported = exported.run_decompositions(wanted)
         tried.update(wanted)
+    _check_sizes(module, exported)
     return exported
+
+
+def _check_sizes(module: nn.Module, exported: torch.export.ExportedProgram) -> None:
+    """Raise SpecError where the size of a value depends on the values of others."""
+    for node in exported.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, torch.SymInt) or (
+                isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
+            ):
+                raise SpecError(
+                    f"module: {type(module).__name__} makes a tensor whose size depends on data ({operator_name(node)}); "
+                    "describe it by hand with WeightSpec.build"
+                )
 
 
 def _without_rule(exported: torch.export.ExportedProgram, known: set[str]) -> set[Any]:
