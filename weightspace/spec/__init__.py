@@ -1,19 +1,12 @@
 """What a weight space is: groups, cells, scalings, and the group that acts on weights."""
 
+from weightspace.spec._arguments import check_element, check_weights
 from weightspace.spec._builders import mlp_spec
 from weightspace.spec._canonical import canonicalize
+from weightspace.spec._cells import cell_view, source_index
 from weightspace.spec._describe import describe
 from weightspace.spec._draw import FIGURE_FORMATS, draw
-from weightspace.spec._elements import (
-    act,
-    cell_view,
-    check_element,
-    compose,
-    identity,
-    invert,
-    random_element,
-    source_index,
-)
+from weightspace.spec._elements import act, compose, identity, invert, random_element
 from weightspace.spec._graphviz import to_graphviz
 from weightspace.spec._types import (
     SYMMETRIES,
@@ -58,6 +51,7 @@ __all__ = [
     "cell_view",
     "check_element",
     "check_operators",
+    "check_weights",
     "compose",
     "describe",
     "draw",

@@ -106,6 +106,13 @@ UNARY = {
         name: Case(BOTH, lambda h, f=name: getattr(torch, f)(h).float() * h)
         for name in ("isnan", "isinf", "isfinite", "logical_not")
     },
+    "_conj": Case(BOTH, lambda h: (torch.complex(h, h).conj() * 1j).real),
+    "_neg_view": Case(BOTH, lambda h: torch.complex(h, h).conj().imag),
+    "view_as_real": Case(BOTH, lambda h: torch.view_as_real(torch.complex(h, h * 2))[..., 1]),
+    "view_as_complex": Case(BOTH, lambda h: torch.view_as_complex(torch.stack([h, h * 2], -1)).abs()),
+    "view_as_complex, units": Case("3 positive sign", lambda h: (torch.view_as_complex(h.view(4, 3, 2)) * 1j).imag),
+    "angle": Case(POSITIVE, lambda h: torch.complex(h, h * 2).angle() * h),
+    "_to_copy, complex": Case(BOTH, lambda h: h.to(torch.complex64).real),
     "bitwise_not": Case(POSITIVE, lambda h: torch.bitwise_not(h > 0) * h),
     "fake_quantize_per_tensor_affine": Case(NONE, lambda h: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, 0, 255)),
     "sin": Case(f"{UNITS} sign phase", torch.sin),
@@ -148,6 +155,8 @@ BINARY = {
         for name in ("maximum", "minimum", "fmax", "fmin", "max", "min")
     },
     "maximum, zeros": Case(POSITIVE, lambda h: torch.maximum(h, torch.zeros(6))),
+    "complex": Case(BOTH, lambda h, y: torch.complex(h, y).abs(), OTHER),
+    "polar": Case(f"{UNITS} positive sign", lambda h, y: torch.polar(h, y.expand(4, UNITS)).imag, OTHER),
     "hypot": Case(f"{UNITS} positive sign sign", torch.hypot, {"other": (UNITS,)}),
     "lerp": Case(BOTH, lambda h, y: torch.lerp(h, y, 0.3), OTHER),
     "lerp, units": Case(BOTH, lambda h, y, w: torch.lerp(h, y, w), {**OTHER, "w": (UNITS,)}),
@@ -192,6 +201,8 @@ BINARY = {
     "masked_fill, positions": Case(PINNED, lambda h: h.masked_fill(torch.arange(6) > 1, 0)),
     "dot": Case(BOTH, lambda h, y: torch.dot(h[0], y)[None], OTHER),
     "vdot": Case(BOTH, lambda h, y: torch.vdot(h[0], y)[None], OTHER),
+    "_cdist_forward": Case(f"{SIGN} 5", torch.cdist, {"x2": (5, UNITS)}),
+    "_cdist_forward, sums": Case(f"{SIGN} 5", lambda h, y: torch.cdist(h, y, p=1.0), {"y": (5, UNITS)}),
     "outer": Case(f"{UNITS} positive sign 5 positive sign", lambda h, y: torch.outer(h[0], y).flatten(), {"y": (5,)}),
     "ger": Case(f"{UNITS} positive sign 5 positive sign", lambda h, y: torch.ger(h[0], y).flatten(), {"y": (5,)}),
 }  # fmt: skip
@@ -229,6 +240,10 @@ ALONG = {  # over the units, then over the batch
     "linalg_vector_norm, not 0": (BOTH, BOTH, lambda h, axis: torch.linalg.vector_norm(h, 0, axis, True) * h),
     "norm": (SIGN, BOTH, lambda h, axis: aten.norm(h, 1, [axis], True)),
     "cumsum": (PINNED, BOTH, lambda h, axis: h.cumsum(axis)),
+    "_fft_r2c": (PINNED, BOTH, lambda h, axis: torch.fft.rfft(h, dim=axis).real),
+    "_fft_c2c": (PINNED, BOTH, lambda h, axis: torch.fft.fft(torch.complex(h, h * 2), dim=axis).imag),
+    "_fft_c2r": (PINNED, BOTH, lambda h, axis: torch.fft.irfft(torch.complex(h, h * 2), dim=axis)),
+    "unfold": (PINNED, BOTH, lambda h, axis: h.unfold(axis, 2, 1).sum(-1)),
     "cumprod": (PINNED, NONE, lambda h, axis: h.cumprod(axis)),
     "logcumsumexp": (PINNED, NONE, lambda h, axis: h.logcumsumexp(axis)),
     "flip": (PINNED, BOTH, lambda h, axis: h.flip(axis)),
@@ -276,6 +291,9 @@ PRODUCTS = {
     ),
     "embedding": Case(BOTH, lambda h, y: F.embedding(torch.tensor([0, 3, 1, 1]), y) + h, {"y": (4, UNITS)}),
     "embedding, found": Case(POSITIVE, lambda h, y: (F.embedding(h.argmax(0), y) * h.mT).mT, {"y": (4, 4)}),
+    "embedding_renorm": Case(
+        SIGN, lambda h, y: F.embedding(torch.tensor([0, 3, 1, 1]), y, max_norm=0.5) + h, {"y": (4, UNITS)}
+    ),
     "embedding_bag": Case(BOTH, lambda h, y: F.embedding_bag(torch.arange(8).view(4, 2), y) + h, {"y": (8, UNITS)}),
     "embedding_bag, max": Case(
         POSITIVE, lambda h, y: F.embedding_bag(torch.arange(8).view(4, 2), y, mode="max") + h, {"y": (8, UNITS)}
@@ -386,6 +404,8 @@ def spatial(axes):
 
 LINES = spatial(1) | images({
     "pad": Case(BOTH, lambda h: F.pad(h, (1, 2))),
+    "constant_pad_nd": Case(BOTH, lambda h: aten.constant_pad_nd(h, [1, 2])),
+    "constant_pad_nd, constant": Case(NONE, lambda h: aten.constant_pad_nd(h, [1, 2], 1.0)),
     "pad, channels": Case(f"{BOTH} 2 positive sign", lambda h: F.pad(h, (0, 0, 1, 2))),
     "pad, reflecting": Case(BOTH, lambda h: F.pad(h, (1, 2), mode="reflect")),
     "pad, around channels": Case(PINNED, lambda h: F.pad(h.mT, (1, 1), mode="circular").mT),
@@ -421,8 +441,15 @@ LINES = spatial(1) | images({
         {"q": (UNITS, 6, 5), "k": (UNITS, 2, 5), "v": (UNITS, 2, 4)},
     ),
 })  # fmt: skip
+GRID = torch.linspace(-1, 1, 2 * 3 * 3 * 3).view(2, 3, 3, 3)
 PLANES = spatial(2) | images({
     "max_pool2d_with_indices": Case(POSITIVE, lambda h: math.prod(F.max_pool2d(h, 2, return_indices=True))),
+    "grid_sampler_2d": Case(BOTH, lambda h: F.grid_sample(h, GRID[..., :2], align_corners=False)),
+    "im2col": Case(BOTH, lambda h: F.unfold(h, 2).unflatten(1, (UNITS, 4)).sum(2)),
+    "im2col, mixed": Case(
+        TWO, lambda h, w: torch.einsum("bkl,ok->bol", F.unfold(h, 2), w.repeat_interleave(4, -1)), {"w": (5, UNITS)}
+    ),
+    "col2im": Case(BOTH, lambda h: F.fold(F.unfold(h, 2), 4, 2)),
     "upsample_bicubic2d": Case(BOTH, lambda h: F.interpolate(h, scale_factor=2, mode="bicubic")),
     "_upsample_bilinear2d_aa": Case(BOTH, lambda h: F.interpolate(h, (2, 2), mode="bilinear", antialias=True)),
     "_upsample_bicubic2d_aa": Case(BOTH, lambda h: F.interpolate(h, (2, 2), mode="bicubic", antialias=True)),
@@ -440,6 +467,7 @@ PLANES = spatial(2) | images({
 })  # fmt: skip
 VOLUMES = spatial(3) | images(
     {
+        "grid_sampler_3d": Case(BOTH, lambda h: F.grid_sample(h, GRID[:, None], align_corners=False)),
         "max_pool3d_with_indices": Case(
             POSITIVE, lambda h: math.prod(F.max_pool3d(h, 2, return_indices=True))
         ),
@@ -471,6 +499,10 @@ SHAPES = {
     "unsqueeze": Case(BOTH, lambda h: h.unsqueeze(1)),
     "squeeze": Case(BOTH, lambda h: h[:1].squeeze(0)),
     "expand": Case(BOTH, lambda h: h[None].expand(3, 4, UNITS)),
+    "expand, of what is fixed": Case(NONE, lambda h: h - h.mean(-1, keepdim=True).expand_as(h)),
+    "repeat, of what is fixed": Case(NONE, lambda h: h - h.mean(-1, keepdim=True).repeat(1, UNITS)),
+    "repeat_interleave, of what is fixed": Case(NONE, lambda h: h - h.mean(-1, keepdim=True).repeat_interleave(UNITS, -1)),
+    "expand, norm": Case(SIGN, lambda h: F.normalize(h, dim=-1)),
     "repeat": Case(f"{BOTH} (2)", lambda h: h.repeat(1, 2)),
     "tile": Case(f"{BOTH} (2)", lambda h: h.tile(2)),
     "repeat_interleave": Case(f"{BOTH} (2)", lambda h: h.repeat_interleave(2, -1)),
@@ -504,6 +536,18 @@ SHAPES = {
     "scatter, value": Case(NONE, lambda h: h.scatter(0, torch.ones(2, 6).long(), 3.0)),
     "scatter, zero": Case(BOTH, lambda h: h.scatter(0, torch.ones(2, 6).long(), 0)),
     "scatter, of fewer": Case(PINNED, lambda h: h.scatter(1, torch.ones(4, 2).long(), 0.0)),
+    "scatter, multiplied": Case(
+        PINNED, lambda h, y: aten.scatter(h, 0, torch.zeros(2, 6).long(), y, reduce="multiply"), {"y": (2, UNITS)}
+    ),
+    "scatter, added": Case(
+        BOTH, lambda h, y: aten.scatter(h, 0, torch.zeros(2, 6).long(), y, reduce="add"), {"y": (2, UNITS)}
+    ),
+    **{
+        f"scatter_reduce, {how}": Case(
+            expected, lambda h, y, how=how: h.scatter_reduce(0, torch.zeros(2, 6).long(), y, how), {"y": (2, UNITS)}
+        )
+        for how, expected in (("sum", BOTH), ("mean", BOTH), ("amax", POSITIVE), ("prod", NONE))
+    },
     "slice_scatter": Case(
         "2 positive sign 4 sign 2 sign", lambda h, y: stored(h, (slice(None), slice(2)), y).sinh(), {"y": (2,)}
     ),
@@ -683,7 +727,9 @@ def no_rule_left():
 
 
 def test_an_unknown_operator_fixes_all_that_it_reads_and_is_named():
-    with pytest.warns(SpecWarning, match="no rule for operator rules_test::cap at inner; the units"):
+    with pytest.warns(
+        SpecWarning, match=r"no rule for operator rules_test::cap at inner; .* fixed, 11 at most; add one"
+    ):
         spec = WeightSpec.trace(Capped(), torch.randn(4, 3))
     assert found(spec, "inner.") == ""
     assert found(spec, "other.") == NONE

@@ -35,7 +35,7 @@ def missed_symmetries(
     module: nn.Module,
     inputs: Inputs,
     *,
-    outputs: Sequence[str] | None = None,
+    outputs: str | Sequence[str | int] | None = None,
     symmetries: Sequence[Symmetry] = KINDS,
     seed: int = 0,
 ) -> list[MissedSymmetry]:

@@ -28,7 +28,12 @@ class Network:
     """
 
     def __init__(
-        self, spec: WeightSpec, module: nn.Module, inputs: Inputs, outputs: Sequence[str] | None, seed: int
+        self,
+        spec: WeightSpec,
+        module: nn.Module,
+        inputs: Inputs,
+        outputs: str | Sequence[str | int] | None,
+        seed: int,
     ) -> None:
         self.spec, self.inputs = spec, inputs
         self.program = export(module, inputs, outputs, set(RULES) - RECURRENT)

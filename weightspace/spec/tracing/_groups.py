@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from weightspace.errors import SpecWarning
 from weightspace.spec._types import (
     Cell,
     Dim,
@@ -43,6 +45,12 @@ def _expand_one(trace: Trace) -> bool:
                 if atoms.is_live(parent):
                     continue
                 if atoms[parent].size > LARGEST_EXPANSION:
+                    warnings.warn(
+                        f"trace: {atoms[number].size} units could move differently for each of {atoms[parent].size} fixed "
+                        f"indices, more than {LARGEST_EXPANSION}; they are taken to move alike",
+                        SpecWarning,
+                        stacklevel=2,
+                    )
                     atoms.release(parent)
                 else:
                     atoms.cut(parent, [1] * atoms[parent].size)

@@ -70,6 +70,7 @@ _UNARY: dict[str, tuple[str | None, str | None]] = {
         ),
         (None, None),
     ),
+    "angle": ("forget", None),
     **dict.fromkeys(("floor", "ceil", "acos", "acosh", "bitwise_not"), (None, None)),
     **dict.fromkeys(("digamma", "lgamma", "logit", "fake_quantize_per_tensor_affine"), (None, None)),
     **dict.fromkeys(("isnan", "isinf", "isfinite", "logical_not"), ("forget", "even")),
@@ -141,6 +142,8 @@ def _reads_power(node: fx.Node, exponent: int, steps: int) -> bool:
     """Whether an operator takes an argument to a power, or one a few steps before it does."""
     if operator_name(node) in ("pow", "square"):
         return bool((*node.args, 2)[1] == exponent)
+    if operator_name(node) == "mul" and node.args[0] is node.args[1]:
+        return exponent == 2
     return steps > 0 and any(_reads_power(source, exponent, steps - 1) for source in node.all_input_nodes)
 
 
@@ -159,10 +162,10 @@ def sine(t: Trace, x: Label) -> Label:
     return x if shift is None else t.flipped(x, shift)
 
 
-@rule("alias", "clone", "detach", "_to_copy", "native_dropout")
+@rule("alias", "clone", "detach", "_to_copy", "native_dropout", "_conj", "_neg_view")
 def same(t: Trace, x: Label, dtype: Any = None, *_: Any) -> Any:
-    """Changes neither shape nor values, but for truth values and rounding to integers, towards 0."""
-    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+    """Changes neither shape nor values but by rounding to integers, towards 0, to truth values, or by signs."""
+    if isinstance(dtype, torch.dtype) and not (dtype.is_floating_point or dtype.is_complex):
         x = _scaled(t, x, *(("forget", "even") if dtype == torch.bool else (None, "keep")))
     return (x, t.fixed(x.shape)) if len(t.shapes) == 2 else x
 
@@ -246,6 +249,31 @@ def add(t: Trace, x: Any, y: Any, alpha: Any = 1, *_: Any) -> Label:
     result = op.pointwise(t, operands, "add")
     shifts = [part.shift for part in reversed(operands) if part.shift is not None]
     return result._replace(shift=shifts[0] if shifts and t.name == "add" and plain else None)
+
+
+@rule("complex")
+def real_and_imaginary(t: Trace, x: Label, y: Label) -> Label:
+    """``x + i y``."""
+    return op.pointwise(t, [x, y], "add")
+
+
+@rule("polar")
+def polar(t: Trace, size: Label, angle: Label) -> Label:
+    """``size * exp(i angle)``."""
+    return op.pointwise(t, [size, op.inhomogeneous(t, angle)], "multiply")
+
+
+@rule("view_as_real")
+def view_as_real(t: Trace, x: Label) -> Label:
+    """A last axis for the real and the imaginary part."""
+    return _filled(t, op.unsqueeze(t, x, len(x.shape)))
+
+
+@rule("view_as_complex")
+def view_as_complex(t: Trace, x: Label) -> Label:
+    """The last axis holds the real and the imaginary part."""
+    last = len(x.shape) - 1
+    return _without(t, t.pin(x, [last]), [last], keep=False)
 
 
 @rule("lerp")
@@ -473,6 +501,12 @@ def vector_norm(t: Trace, x: Label, order: Any = 2, axes: Any = None, keep: bool
     return _without(t, t.with_powers(x, lambda form: ()), over, keep)
 
 
+@rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
+def fourier(t: Trace, x: Label, axes: Sequence[int], *_: Any) -> Label:
+    """Linear; the axes that it transforms are fixed."""
+    return t.freeze(x, {axis: t.shape[axis] for axis in _axes(x, axes)})._replace(shift=None)
+
+
 @rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll", "cummax", "cummin")
 def ordered(t: Trace, x: Label, axes: Any, more: Any = None, *_: Any) -> Any:
     """The order along some axes matters: they are fixed."""
@@ -518,6 +552,17 @@ def matmul(t: Trace, x: Label, y: Label) -> Label:
 def addmm(t: Trace, bias: Label, x: Label, y: Label, beta: Any = 1, *_: Any) -> Label:
     """A product plus a bias."""
     return add_in(t, matmul(t, x, y), bias if beta == 1 else bias._replace(shift=None))
+
+
+@rule("_cdist_forward")
+def distances(t: Trace, x: Label, y: Label, *_: Any) -> Label:
+    """Norms of the differences of rows: (..., rows, features) against (..., rows, features)."""
+    rank = len(x.shape)
+    end = None if t.powers == "positive" else rank - 1
+    x, y = (op.inhomogeneous(t, part, None if end is None else range(end)) for part in (x, y))
+    batch = _letters(rank - 2)
+    # the powers of features must agree, which modulo 2 is to say that they add to 0
+    return op.einsum(t, f"{batch}xz,{batch}yz->{batch}xy", x, y)
 
 
 @rule("outer", "ger")
@@ -581,6 +626,14 @@ def embedding(t: Trace, weight: Label, positions: Label, *_: Any) -> Label:
     """Rows looked up by position: the vocabulary is fixed."""
     weight = t.pin(weight, [0], t.reason.replace("embedding", "vocabulary of embedding"))
     return index(t, weight, [positions])
+
+
+@rule("embedding_renorm")
+def shorten(t: Trace, weight: Label, positions: Label, *_: Any) -> Label:
+    """Rows are scaled down to a largest norm."""
+    t.give_up([positions])
+    weight = t.pin(weight, [0])
+    return op.inhomogeneous(t, weight) if t.powers == "positive" else weight
 
 
 @rule("embedding_bag")
@@ -675,6 +728,12 @@ def pad(t: Trace, x: Label, amounts: Sequence[int], mode: str = "constant", valu
     return x._replace(shift=None)
 
 
+@rule("constant_pad_nd")
+def constant_pad(t: Trace, x: Label, amounts: Sequence[int], value: Any = 0) -> Label:
+    """As :func:`pad`, with a constant."""
+    return pad(t, x, amounts, "constant", value)
+
+
 def _between(t: Trace, x: Label, axis: int, before: int, after: int, *, zero: bool) -> Label:
     """Grow an axis (or shrink, by less than 0) at both ends."""
     first, size = max(-before, 0), x.shape[axis]
@@ -686,6 +745,31 @@ def _between(t: Trace, x: Label, axis: int, before: int, after: int, *, zero: bo
         for count in (max(before, 0), max(after, 0))
     )
     return concatenate(t, [start, x, end], axis)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def sample(t: Trace, x: Label, places: Label, *_: Any) -> Label:
+    """Linear in values, read at places that depend on nothing that moves."""
+    t.give_up([places])
+    return t.freeze(x, {axis: t.shape[axis] for axis in range(len(t.shape)) if axis != 1})._replace(
+        shift=None
+    )
+
+
+@rule("im2col")
+def patches(t: Trace, x: Label, *_: Any) -> Label:
+    """(N, C, H, W) to (N, C k, L): the places within a patch are an inner index of the channels."""
+    row, column = len(x.shape) - 2, len(x.shape) - 1
+    within = t.shape[-2] // x.shape[-3]
+    return t.reshape(t.freeze(x, {row: within, column: t.shape[-1]}), t.shape)
+
+
+@rule("col2im")
+def from_patches(t: Trace, x: Label, *_: Any) -> Label:
+    """(N, C k, L) to (N, C, H, W): sums of patches that overlap."""
+    *batch, channels, _height, _width = t.shape
+    split = t.reshape(x, [*batch, channels, x.shape[-2] // channels, x.shape[-1]])
+    return t.freeze(split, {axis: t.shape[axis] for axis in range(len(t.shape) - 2, len(t.shape))})
 
 
 @rule("pixel_shuffle")
@@ -991,9 +1075,12 @@ def _has_mask(t: Trace) -> bool:
 
 
 @rule("scatter", "scatter_add")
-def scatter(t: Trace, x: Label, axis: int, positions: Label, values: Any, *_: Any) -> Label:
+def scatter(t: Trace, x: Label, axis: int, positions: Label, values: Any, reduce: Any = None) -> Label:
     """Store, or add, entries by position along one axis, which is fixed, everywhere else in the same place."""
     axis %= len(x.shape)
+    if reduce is not None and reduce != "add":
+        t.give_up(part for part in (x, positions, values) if isinstance(part, Label))
+        return t.fixed(t.shape)
     if not isinstance(values, Label):
         x = op.inhomogeneous(t, x) if values else x
         values = t.fresh(positions.shape)._replace(zero=not values)
@@ -1004,6 +1091,18 @@ def scatter(t: Trace, x: Label, axis: int, positions: Label, values: Any, *_: An
     x, values, positions = (_without(t, t.pin(part, [axis]), [axis], keep=True) for part in parts)
     total = op.pointwise(t, [x, values], "add")
     return _filled(t, op.pointwise(t, [total, op.inhomogeneous(t, positions)], "multiply"))
+
+
+@rule("scatter_reduce")
+def scatter_reduce(
+    t: Trace, x: Label, axis: int, positions: Label, values: Label, reduce: str, include_self: bool = True
+) -> Label:
+    """Sums, means, extremes or products of entries by position along one axis."""
+    if reduce in ("amax", "amin"):
+        x, values = (_scaled(t, part, "keep", None) for part in (x, values))
+    if reduce == "prod":
+        x, values = op.inhomogeneous(t, x), op.inhomogeneous(t, values)
+    return scatter(t, x, axis, positions, values)
 
 
 @rule("slice_scatter")
@@ -1055,6 +1154,16 @@ def uniform(t: Trace, _: Any, *arguments: Any) -> Label:
 
 
 UNIFORM.add(uniform)
+
+
+# what repeats a fixed value has indices of its own, which are free
+UNIFORM.update((expand, repeat, repeat_interleave))
+
+
+@rule("unfold")
+def windows(t: Trace, x: Label, axis: int, *_: Any) -> Label:
+    """Runs of an axis, which is fixed, along a new last one."""
+    return _filled(t, op.unsqueeze(t, t.freeze(x, {axis % len(x.shape): t.shape[axis]}), len(x.shape)))
 
 
 @rule("tril", "triu")
@@ -1125,6 +1234,9 @@ def _of_queries(t: Trace, mask: Any, heads: int, served: int) -> Any:
 @rule("gru", "lstm", "rnn_tanh", "rnn_relu")
 def recurrent(t: Trace, x: Label, *arguments: Any) -> tuple[Label, ...]:
     """Each layer and direction steps to a fixed point: the state that leaves is the state that entered."""
+    if isinstance(arguments[1], Label):  # a packed sequence: sizes of the batch come before the states
+        t.give_up(_flat([x, *arguments]))
+        return tuple(t.fixed(shape) for shape in t.shapes)
     states, weights, has_biases, layers, _, _, bidirectional, batch_first = arguments
     states = list(states) if isinstance(states, list | tuple) and not isinstance(states, Label) else [states]
     if not batch_first:
@@ -1147,6 +1259,12 @@ def recurrent(t: Trace, x: Label, *arguments: Any) -> tuple[Label, ...]:
     out = x if batch_first else op.transpose(t, x, 0, 1)
     final = [op.concatenate(t, [op.unsqueeze(t, part, 0) for part in kept], 0) for kept in last]
     return (out, *final)
+
+
+def _flat(value: Any) -> list[Label]:
+    if isinstance(value, Label):
+        return [value]
+    return [label for part in value for label in _flat(part)] if isinstance(value, list | tuple) else []
 
 
 def _cell(

@@ -48,7 +48,7 @@ def find_scalings(trace: Trace, programs: Sequence[Program]) -> list[Solution]:
             trace.run(program)
         found += _solve(trace, places, kind)
     trace.powers = None
-    return _independent(found, places, trace)
+    return _closed(_independent(found, places, trace), places, trace)
 
 
 def _number(trace: Trace) -> list[Place]:
@@ -113,6 +113,21 @@ def _can_shift(trace: Trace, solution: Solution) -> bool:
     assert solution.shift is not None
     boxes = trace.parameters[solution.shift.tensor].boxes
     return all(sum(index.atom == solution.atom for index in box.indices) == 1 for box in boxes)
+
+
+def _closed(found: Sequence[Solution], places: Sequence[Place], trace: Trace) -> list[Solution]:
+    """Leave out phases whose bias another group's signs flip: a shift of one unit would become several."""
+    return [
+        solution
+        for solution in found
+        if solution.shift is None
+        or not any(
+            power % 2 and places[at].tensor == solution.shift.tensor
+            for other in found
+            if other.atom != solution.atom and other.kind != "positive"
+            for at, power in other.powers.items()
+        )
+    ]
 
 
 def _independent(found: Sequence[Solution], places: Sequence[Place], trace: Trace) -> list[Solution]:
