@@ -72,3 +72,9 @@ def test_tracing_says_when_nothing_could_be_verified():
     with pytest.warns(SpecWarning, match="nothing was verified: the output of After hardly changes"):
         spec = WeightSpec.trace(After(lambda y: y * 0.0), INPUTS)
     assert spec.provenance.verified_change is None
+
+
+def test_tracing_is_verified_with_inputs_that_vary():
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    spec = WeightSpec.trace(net, torch.zeros(5, 3))
+    assert spec.provenance.verified_change < 1e-12

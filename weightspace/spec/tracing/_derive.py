@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from weightspace.errors import SpecError, SpecWarning
 from weightspace.spec._types import WeightSpec
 from weightspace.spec._verify import measure, program_runner
-from weightspace.spec.tracing import _rules  # noqa: F401  registers the rules
+from weightspace.spec.tracing import rules  # noqa: F401  registers the rules
 from weightspace.spec.tracing._atoms import Atoms
 from weightspace.spec.tracing._groups import Namer, build_spec, settle
 from weightspace.spec.tracing._labels import Labels
@@ -158,13 +159,27 @@ def _measured(
     state = {name: t for name, t in tensors_of(module).items() if name in found.spec.tensors}
     worst = 0.0
     for program, inputs in zip(programs, calls, strict=True):
-        report = measure(found.spec, state, program_runner(program, inputs), draws=1, each=False)
+        report = measure(found.spec, state, program_runner(program, _varied(inputs)), draws=1, each=False)
         if not report.max_relative_change <= TOLERANCE:
             return changed_nodes(found, module, program, inputs), report.max_relative_change
         if report.is_vacuous:
             return [], None
         worst = max(worst, report.max_relative_change)
     return [], worst
+
+
+def _varied(inputs: Inputs) -> Inputs:
+    """The inputs, with numbers in [0.1, 1] for those that are the same everywhere: zeros would hide errors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def varied(value: object) -> object:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() < 2:
+            return value
+        if not bool((value == value.flatten()[0]).all()):
+            return value
+        return (0.1 + 0.9 * torch.rand(value.shape, generator=generator)).to(value)
+
+    return cast(Inputs, pytree.tree_map(varied, inputs))
 
 
 def _warn_of_ones(
