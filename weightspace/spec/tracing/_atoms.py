@@ -195,9 +195,9 @@ class Atoms:
             part = {at: self._copy(at, size if at == number else None) for at in copies}
             for at, copy in part.items():
                 inherited = {part.get(parent, parent) for parent in self._atoms[at].parents}
-                kept = {parent for parent in inherited if self._atoms[parent].size > 1}
+                alone = {new for new in part.values() if self._atoms[new].size == 1}
                 if self.is_live(copy):
-                    self._set_parents(copy, kept)
+                    self._set_parents(copy, inherited - alone)
                 copies[at].append(copy)
         for at in copies:
             self._set_parents(at, set())
