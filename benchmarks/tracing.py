@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=2, help="random networks and elements per input size")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--toy", action="store_true", help="two networks, to see that it works")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     installed = importlib.util.find_spec("transformers") is not None

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,3 +24,11 @@ def load_program(monkeypatch):
 
     yield load
     sys.modules.pop("_report", None)
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """The programs set the number of threads; sums of later tests would round otherwise than in a fresh process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

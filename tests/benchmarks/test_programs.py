@@ -5,7 +5,9 @@ import json
 import pytest
 
 
-@pytest.mark.parametrize("name", ["batch_loading", "metanetwork_speed", "mnist_zoo"])
+@pytest.mark.parametrize(
+    "name", ["batch_loading", "group_action", "metanetwork_speed", "mnist_zoo", "tracing"]
+)
 def test_a_toy_run_writes_a_table_and_json(name, load_program, tmp_path, capsys):
     assert load_program(name).main(["--toy", "-o", str(tmp_path)]) == 0
     table = (tmp_path / f"{name}.md").read_text()

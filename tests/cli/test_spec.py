@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.cli._modules import load_module, parse_inputs
+from weightspace.cli._modules import blaming_module, load_module, parse_inputs
 from weightspace.errors import ConfigError
 from weightspace.spec import WeightSpec
 
@@ -69,6 +69,10 @@ def makes_a_list():
 
 def leaves():
     raise SystemExit(1)
+
+
+def interrupted():
+    raise KeyboardInterrupt
 '''
 
 
@@ -128,9 +132,18 @@ def test_named_inputs_of_two_sizes_and_outputs(document, file):
     assert logits["provenance"]["inputs"] == ["int64[4, 9], float32[4, 9]", "int64[3, 7], float32[3, 7]"]
 
 
-def test_quiet_prints_nothing(call, file):
-    code, out, _ = call("spec", "--module", "users_nets:Net", "--input", "4,3", "--quiet")
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_prints_nothing(call, file, option):
+    code, out, _ = call("spec", "--module", "users_nets:Net", "--input", "4,3", option)
     assert (code, out) == (0, "")
+
+
+def test_an_interruption_leaves_nothing(call, file):
+    path = file.with_name("spec.png")
+    code, out, err = call("spec", "--module", "users_nets:interrupted", "--input", "4,3", "-o", path)
+    assert (code, out) == (130, "")
+    assert err.endswith("\nweightspace: interrupted; nothing was written\n")
+    assert not path.exists()
 
 
 # -- what is written ---------------------------------------------------------------------------------------
@@ -164,10 +177,13 @@ def test_the_written_json_is_the_spec(document, file):
         ("spec.gif", "output: expected a name that ends in .png, .pdf, .svg, .dot, .json, found spec.gif"),
         ("there.png", "output: there.png exists already; choose another name or pass --overwrite"),
         ("nowhere/spec.png", "output: directory nowhere does not exist"),
+        ("new.png/", "output: expected the name of a file, found the directory new.png/"),
+        ("folder.png", "output: expected the name of a file, found the directory folder.png"),
     ],
 )
 def test_outputs_are_checked_before_the_users_code_runs(refuse, file, name, message):
     file.with_name("there.png").write_text("mine")
+    file.with_name("folder.png").mkdir()
     assert refuse("spec", "--module", f"{file}:raises", "--input", "4,3", "-o", name) == message
     assert file.with_name("there.png").read_text() == "mine"
 
@@ -288,6 +304,11 @@ def test_a_file_that_is_no_python(file):
             "module: Net cannot be exported with these inputs: ",
         ),
         (
+            ["--module", "users_nets:Net", "--input", "int64:4,3:5"],
+            "--module: users_nets:Net cannot be called with int64[4, 3]: RuntimeError: mat1 and mat2 must have the "
+            "same dtype, but got Long and Float",
+        ),
+        (
             ["--module", "users_nets:Branching", "--input", "4,3"],
             "module: Branching cannot be exported with ",
         ),
@@ -302,6 +323,16 @@ def test_bad_input_is_one_sentence(call, file, arguments, message):
     lines = [line for line in err.splitlines() if not line.startswith("printed while")]
     assert (code, out, len(lines)) == (2, "", 1), err
     assert lines[0].startswith(f"weightspace: {message}")
+
+
+def test_our_own_errors_are_not_blamed_on_the_module():
+    net, inputs = nn.Linear(3, 2), [(torch.randn(4, 3),), {"input": torch.randn(2, 3)}]
+    with pytest.raises(ZeroDivisionError), blaming_module("here:net", net, inputs):
+        _ = 1 / 0
+    inputs.append((torch.randn(4, 5),))
+    message = r"^--module: here:net cannot be called with float32\[4, 5\]: RuntimeError: mat1 and mat2 shapes"
+    with pytest.raises(ConfigError, match=message), blaming_module("here:net", net, inputs):
+        _ = 1 / 0
 
 
 @pytest.mark.parametrize("missing", ["--module", "--input"])

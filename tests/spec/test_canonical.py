@@ -11,7 +11,7 @@ from torch.func import functional_call
 from weightspace.errors import SpecError
 from weightspace.nets import MLP
 from weightspace.spec import Cell, Dim, Exponent, Group, Scaling, TensorSpec, WeightSpec, canonicalize
-from weightspace.testing import mixed_spec, random_weights, tiny_specs
+from weightspace.testing import mixed_spec, random_weights, sine_specs, tiny_specs
 
 DOUBLE = torch.float64
 EXACT = ("permutation", "sign")
@@ -99,6 +99,7 @@ SPECS = {
     "attention": attention_spec(),
     "recurrent": recurrent_spec(),
     "gated": gated_spec(),
+    **sine_specs(),
     "deep sine": WeightSpec.mlp([2, 6, 5, 4, 3], activation="sine", w0=4.0),
     "deep relu": WeightSpec.mlp([3, 8, 7, 6, 2], activation="relu"),
     "wide input": WeightSpec.mlp([20, 9, 1], activation="leaky_relu"),

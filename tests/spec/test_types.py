@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from weightspace.errors import SpecError
-from weightspace.spec import Cell, Dim, Frozen, Group, TensorSpec, WeightSpec
+from weightspace.nets import MLP
+from weightspace.spec import Cell, Dim, Exponent, Frozen, Group, Scaling, TensorSpec, WeightSpec
 from weightspace.testing import mixed_spec, random_weights, tiny_specs
 
 SPECS = {**tiny_specs(), "mixed": mixed_spec()}
@@ -127,3 +128,41 @@ def test_tampered_json_is_validated():
 def test_builder_arguments_are_checked(arguments, message):
     with pytest.raises(SpecError, match=message):
         WeightSpec.mlp(**arguments)
+
+
+def test_layers_of_one_unit_keep_their_scalings():
+    """Nothing to permute, but a factor and its inverse; a traced spec cannot see the unit."""
+    built = WeightSpec.mlp([2, 1, 1])
+    assert built.random_element((3,))["hidden0"].tolist() == [[0]] * 3
+    weights = random_weights(built)
+    scaled = built.act({"positive(hidden0)": torch.tensor([2.0])}, weights)
+    assert torch.equal(scaled["layers.0.weight"], 2 * weights["layers.0.weight"])
+    assert torch.equal(scaled["layers.1.weight"], weights["layers.1.weight"] / 2)
+    traced = WeightSpec.trace(MLP((2, 1, 1), activation="relu"), torch.randn(3, 2))
+    assert dict(traced.groups) == dict(traced.scalings) == {}
+
+
+def test_a_step_shifts_nothing_that_is_multiplied():
+    tensors = {"bias": TensorSpec.dense((3,), ["a"]), "up": TensorSpec.dense((3,), ["a"])}
+    place = Exponent("bias", 0, 0)
+    phase = Scaling("steps", "a", "phase", (), (place,), 1.0)
+
+    def build(*exponents):
+        return WeightSpec.build(
+            [Group("a", 3)], tensors, [phase, Scaling("factor", "a", "positive", exponents)]
+        )
+
+    with pytest.raises(SpecError, match="scaling 'steps': shifts by a fixed step what 'factor' multiplies"):
+        build(place)
+    cancelled = build(place, Exponent("bias", 0, 0, -1), Exponent("up", 0, 0))
+    assert len(cancelled.scalings) == 2
+
+
+def test_tied_tensors_are_flattened_once():
+    tied = TensorSpec((2,), TensorSpec.dense((2,), ["a"]).cells, aliases=("same",))
+    spec = WeightSpec.build([Group("a", 2)], {"w": tied})
+    w = torch.tensor([1.0, 2.0])
+    for stored in ({"w": w}, {"same": w}, {"w": w, "same": w}):
+        assert torch.equal(spec.flatten(stored), w)
+    with pytest.raises(SpecError, match="tensor 'w' is missing"):
+        spec.flatten({})

@@ -27,6 +27,7 @@ _COMMANDS = (
     "align",
     "merge",
 )
+_RESUMED = ("generate", "train")  # what these finished before Ctrl-C is kept
 
 # Typer carries its own copy of click in some releases and depends on click in others.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -77,7 +78,9 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         result = error.exit_code
     if result == INTERRUPTED:  # some releases of Typer return this code of their own
-        say("\nweightspace: interrupted; what was finished is kept; the same command goes on from there")
+        resumed = any(argument in _RESUMED for argument in arguments[:1])
+        kept = "what was finished is kept; the same command goes on from there"
+        say(f"\nweightspace: interrupted; {kept if resumed else 'nothing was written'}")
     return result if isinstance(result, int) else 0
 
 

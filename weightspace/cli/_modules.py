@@ -165,6 +165,33 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
+@contextmanager
+def blaming_module(place: str, module: nn.Module, calls: Sequence[Inputs]) -> Iterator[None]:
+    """Around what runs a module in ways of its own: an error that the plain module raises too is its user's.
+
+    Raises:
+        ConfigError: the module cannot be called with one of the inputs.
+    """
+    try:
+        yield
+    except WeightspaceError:
+        raise
+    except Exception:
+        for call in calls:
+            _called(place, module, call)
+        raise  # the module itself works: ours to mend
+
+
+def _called(place: str, module: nn.Module, call: Inputs) -> None:
+    args, kwargs = ((), call) if isinstance(call, dict) else (call, {})
+    given = ", ".join(
+        f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        for tensor in (*args, *kwargs.values())
+    )
+    with torch.no_grad():
+        _run(f"{place} cannot be called with {given}", lambda: module(*args, **kwargs))
+
+
 def _attribute(module: ModuleType, source: str, name: str) -> Any:
     try:
         return attrgetter(name)(module)

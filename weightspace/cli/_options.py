@@ -13,7 +13,7 @@ import yaml
 from weightspace.errors import ConfigError
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no text.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress bar and no text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 SkipBad = Annotated[

@@ -8,6 +8,7 @@ Example: weightspace spec --module models.py:ResNet --module-args width=64 --inp
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from weightspace.cli._modules import (
     ModuleArgs,
     ModuleOption,
     MoreModuleArgs,
+    blaming_module,
     load_module,
     parse_inputs,
     users_code,
@@ -57,9 +59,12 @@ def command(
         bool, typer.Option("--verify/--no-verify", help="Measure on the module that the symmetries hold.")
     ] = True,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "-o", "--output", help="A figure (.png, .pdf, .svg), Graphviz text (.dot) or .json to write."
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="A figure (.png, .pdf, .svg), Graphviz text (.dot) or .json to write.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the module's weights and of the inputs.")] = 0,
@@ -69,26 +74,29 @@ def command(
 ) -> None:
     from weightspace.spec import describe, trace
 
-    if output is not None:
-        _check(output, overwrite=overwrite)
+    path = None if output is None else _checked(output, overwrite=overwrite)
     arguments = parse_settings([*(module_args or []), *(more_module_args or [])], "--module-args")
     example, *more = parse_inputs(inputs, more_inputs or [], seed=seed)
     net = load_module(module, arguments, seed=seed)
-    with users_code():
+    with users_code(), blaming_module(module, net, [example, *more]):
         spec = trace(net, example, more_inputs=more, outputs=outputs or None, verify=verify)
-    if output is not None:
-        _write(spec, output, overwrite=overwrite)
+    if path is not None:
+        _write(spec, path, overwrite=overwrite)
     document = {**json.loads(spec.to_json()), "verified_change": spec.provenance.verified_change}
-    written = f"\n\n{output}" if output is not None else ""
+    written = f"\n\n{path}" if path is not None else ""
     show(f"{module}: {describe(spec)}{written}", document, as_json=as_json, quiet=quiet)
 
 
-def _check(output: Path, *, overwrite: bool) -> None:
+def _checked(output: str, *, overwrite: bool) -> Path:
     from weightspace.zoo import check_output
 
-    if output.suffix.lower() not in _SUFFIXES:
+    path = Path(output)
+    if output.endswith(("/", os.sep)) or path.is_dir():
+        raise ConfigError(f"output: expected the name of a file, found the directory {output}")
+    if path.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"output: expected a name that ends in {', '.join(_SUFFIXES)}, found {output}")
-    check_output(output, overwrite=overwrite)
+    check_output(path, overwrite=overwrite)
+    return path
 
 
 def _write(spec: WeightSpec, output: Path, *, overwrite: bool) -> None:

@@ -1,19 +1,12 @@
 """What a weight space is: groups, cells, scalings, and the group that acts on weights."""
 
+from weightspace.spec._arguments import check_element, check_weights
 from weightspace.spec._builders import mlp_spec
 from weightspace.spec._canonical import canonicalize
+from weightspace.spec._cells import cell_view, source_index
 from weightspace.spec._describe import describe
 from weightspace.spec._draw import FIGURE_FORMATS, draw
-from weightspace.spec._elements import (
-    act,
-    cell_view,
-    check_element,
-    compose,
-    identity,
-    invert,
-    random_element,
-    source_index,
-)
+from weightspace.spec._elements import act, compose, identity, invert, random_element
 from weightspace.spec._graphviz import to_graphviz
 from weightspace.spec._types import (
     SYMMETRIES,
@@ -31,7 +24,8 @@ from weightspace.spec._types import (
     WeightSpec,
 )
 from weightspace.spec._verify import VerifyReport, output_change, verify
-from weightspace.spec.tracing import NodeChange, check_operators, rule, trace
+from weightspace.spec.maximality import MissedSymmetry, Move, missed_symmetries
+from weightspace.spec.tracing import NodeChange, check_operators, rule, trace, unary_rule
 
 __all__ = [
     "FIGURE_FORMATS",
@@ -42,6 +36,8 @@ __all__ = [
     "Exponent",
     "Frozen",
     "Group",
+    "MissedSymmetry",
+    "Move",
     "NodeChange",
     "Provenance",
     "Scaling",
@@ -55,11 +51,13 @@ __all__ = [
     "cell_view",
     "check_element",
     "check_operators",
+    "check_weights",
     "compose",
     "describe",
     "draw",
     "identity",
     "invert",
+    "missed_symmetries",
     "mlp_spec",
     "output_change",
     "random_element",
@@ -67,5 +65,6 @@ __all__ = [
     "source_index",
     "to_graphviz",
     "trace",
+    "unary_rule",
     "verify",
 ]

@@ -31,6 +31,10 @@ def mlp_spec(
 ) -> WeightSpec:
     """The spec of a multilayer perceptron: one group per hidden layer, input and output fixed.
 
+    A hidden layer of one unit is a group as well: there is nothing to permute, but its scalings are symmetries like
+    any other. :func:`weightspace.spec.trace` cannot tell an axis of size 1 from none, and leaves both out; so for
+    such widths the two specs differ, and both are right.
+
     Args:
         widths: units per layer, input and output included.
         activation: of the hidden layers; it decides the scalings (ReLU: positive; tanh and sine: sign;

@@ -19,19 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightspace.errors import SpecError
-from weightspace.spec._elements import (
-    _apply,
-    _order,
-    _place,
-    _pull,
-    _scale,
-    _stored,
-    _value_shape,
-    act,
-    cell_view,
-    compose,
-    identity,
-)
+from weightspace.spec._arguments import check_weights
+from weightspace.spec._cells import cell_view, pull, spread, value_shape
+from weightspace.spec._elements import act, argsort, compose, identity
+from weightspace.spec._scaling import flipped, multiply, shift, stored_as, update
 from weightspace.spec._types import Cell, Element, Exponent, Scaling, Weights, WeightSpec
 
 _PHASE_ROUNDS = 8  # two suffice where a bias is below 10^7 shifts; beyond, each gains a mantissa of digits
@@ -49,7 +40,8 @@ def canonicalize(spec: WeightSpec, weights: Mapping[str, Tensor]) -> tuple[Weigh
        with the smallest positive power (what enters a ReLU unit), so that this becomes exactly 1.
     2. *Signs*: the entry of the largest magnitude becomes positive, in the first tensor that a unit's sign flips
        (what enters it).
-       *Phases*: a multiple of ``shift`` brings the shifted bias into ``(-shift/2, shift/2]``.
+       *Phases*: a multiple of ``shift`` brings the shifted bias into ``(-shift/2, shift/2]``, both ends included
+       where odd steps flip the bias as well.
     3. *Order*: units are sorted by their entries, compared position by position along fixed axes and groups
        whose units are told apart already, and as sorted values along others. The comparison is repeated with
        what it found until it tells no more units apart (colour refinement, Weisfeiler and Leman 1968); units
@@ -70,7 +62,8 @@ def canonicalize(spec: WeightSpec, weights: Mapping[str, Tensor]) -> tuple[Weigh
         the rounding of products. Gradients flow through the weights, for a fixed element.
 
     Raises:
-        SpecError: a tensor is missing, unknown, of the wrong shape, or holds NaN or infinity.
+        SpecError: a tensor is missing, unknown, of the wrong shape or type, or holds NaN or infinity, or tied
+            ones differ.
 
     Shapes:
         Tensors ``(*batch, *shape in the spec)``; the element has the same batch axes.
@@ -89,8 +82,8 @@ def canonicalize(spec: WeightSpec, weights: Mapping[str, Tensor]) -> tuple[Weigh
         >>> element
         {'hidden0': tensor([1, 0]), 'sign(hidden0)': tensor([ 1., -1.])}
     """
-    batch = spec.batch_shape(weights)
-    _check_weights(spec, weights, batch)
+    batch = check_weights(spec, weights, scaled_by=spec.scalings)
+    _check_comparable(spec, weights, batch)
     if not spec.tensors:
         return {name: w.clone() for name, w in weights.items()}, identity(spec)
     count = math.prod(batch)
@@ -116,7 +109,7 @@ def canonicalize(spec: WeightSpec, weights: Mapping[str, Tensor]) -> tuple[Weigh
     )
 
 
-def _check_weights(spec: WeightSpec, weights: Mapping[str, Tensor], batch: tuple[int, ...]) -> None:
+def _check_comparable(spec: WeightSpec, weights: Mapping[str, Tensor], batch: tuple[int, ...]) -> None:
     for name, tensor in spec.tensors.items():
         if not any(stored in weights for stored in (name, *tensor.aliases)):
             raise SpecError(f"weights: tensor {name!r} is missing")
@@ -136,7 +129,7 @@ def _stored_flat(
 ) -> dict[str, Tensor]:
     """The tensors of ``places``, or all, as (networks, numel) in the one dtype that holds all exactly."""
     names = spec.tensors if places is None else {place.tensor: None for place in places}
-    stored = {name: _stored(spec, name, moved)[0].detach() for name in names}
+    stored = {name: stored_as(spec, name, moved)[0].detach() for name in names}
     dtype = reduce(torch.promote_types, (flat.dtype for flat in stored.values()), torch.float32)
     return {name: flat.to(dtype) for name, flat in stored.items()}
 
@@ -189,11 +182,11 @@ def _codes(
     for position in others:
         dim = cell.dims[position]
         if dim.group is None:
-            code = code * dim.size + _place(torch.arange(dim.size, device=device), (position,), ndim)
+            code = code * dim.size + spread(torch.arange(dim.size, device=device), (position,), ndim)
             continue
-        shape, at = _value_shape(spec, spec.groups[dim.group]), (*dim.parents, position)
+        shape, at = value_shape(spec, spec.groups[dim.group]), (*dim.parents, position)
         colour = colours[dim.group]
-        code = code * colour.shape[-1] + _place(colour.view(-1, *shape), at, ndim)
+        code = code * colour.shape[-1] + spread(colour.view(-1, *shape), at, ndim)
         if dim.group == cell.dims[place.dim].group:
             code = 2 * code + _meets(cell, units, at, device)
     shared = all(code.shape[1 + position] == 1 for position in units)
@@ -206,7 +199,7 @@ def _meets(cell: Cell, first: Sequence[int], second: Sequence[int], device: torc
     ndim = len(cell.dims)
     same = torch.ones((1,) * ndim, dtype=torch.bool, device=device)
     for pair in zip(first, second, strict=True):
-        left, right = (_place(torch.arange(cell.sizes[at], device=device), (at,), ndim) for at in pair)
+        left, right = (spread(torch.arange(cell.sizes[at], device=device), (at,), ndim) for at in pair)
         same = same & (left == right)
     return same
 
@@ -235,7 +228,7 @@ def _plan(spec: WeightSpec, kinds: Sequence[str]) -> Iterator[tuple[Scaling, lis
     pending = [name for name, scaling in spec.scalings.items() if scaling.kind in kinds]
     while True:
         counts = Counter((place.tensor, place.cell) for places in touched.values() for place in places)
-        ready = ((name, _deciding(spec.scalings[name], counts)) for name in pending)
+        ready = ((name, _deciding(spec, spec.scalings[name], counts)) for name in pending)
         name, places = next((found for found in ready if found[1]), ("", []))
         if not places:
             return
@@ -256,15 +249,31 @@ def _multiplied(scaling: Scaling) -> list[Exponent]:
     ]
 
 
-def _deciding(scaling: Scaling, counts: Mapping[tuple[str, int], int]) -> list[Exponent]:
+def _deciding(spec: WeightSpec, scaling: Scaling, counts: Mapping[tuple[str, int], int]) -> list[Exponent]:
     """The places that can decide a scaling, where ``counts`` says how often undecided ones touch each cell."""
-    places = list(scaling.shifts) if scaling.kind == "phase" else _multiplied(scaling)
-    free = [place for place in places if counts[place.tensor, place.cell] == 1]
     if scaling.kind != "phase":
-        return free
-    if len(free) < len(places) or scaling.shift == 0:
+        return [place for place in _multiplied(scaling) if counts[place.tensor, place.cell] == 1]
+    places = list(scaling.shifts)
+    if scaling.shift == 0 or not all(_shifts_alone(spec, scaling, place, counts) for place in places):
         return []
-    return sorted((place for place in free if place.power), key=lambda place: abs(place.power))[:1]
+    return sorted((place for place in places if place.power), key=lambda place: abs(place.power))[:1]
+
+
+def _shifts_alone(
+    spec: WeightSpec, phase: Scaling, place: Exponent, counts: Mapping[tuple[str, int], int]
+) -> bool:
+    """Whether an undecided phase only shifts what is at a place; or, where each unit has one bias, turns it too."""
+    if not _turns(phase, place):
+        return counts[place.tensor, place.cell] == 1
+    cell = spec.tensors[place.tensor].cells[place.cell]
+    single = len(phase.shifts) == 1 and not _axes(cell, place)[1]
+    return single and counts[place.tensor, place.cell] == 2
+
+
+def _turns(phase: Scaling, place: Exponent) -> bool:
+    """Whether odd steps also flip what they shift: ``b -> shift - b``."""
+    at = (place.tensor, place.cell, place.dim)
+    return any((other.tensor, other.cell, other.dim) == at for other in _multiplied(phase))
 
 
 def _fix_positive(spec: WeightSpec, moved: dict[str, Tensor]) -> Element:
@@ -295,10 +304,10 @@ def _divide(
     """Scale so that what has ``power`` is divided by ``divisor``."""
     for place in _multiplied(scaling):
         # w / w is 1 exactly, unlike w * (1 / w): the second time, all divisors are 1
-        update = Tensor.mul_ if place.power == -power else Tensor.div_
+        operation = Tensor.mul_ if place.power == -power else Tensor.div_
         factor = divisor if abs(place.power) == abs(power) else divisor ** (place.power / power)
-        for flat in _stored(spec, place.tensor, moved):
-            _apply(spec, place, flat, factor.to(flat), update)
+        for flat in stored_as(spec, place.tensor, moved):
+            update(spec, place, flat, factor.to(flat), operation)
 
 
 def _fix_signs_and_phases(spec: WeightSpec, moved: dict[str, Tensor]) -> Element:
@@ -308,14 +317,16 @@ def _fix_signs_and_phases(spec: WeightSpec, moved: dict[str, Tensor]) -> Element
         like = values[scaling.name]
         if scaling.kind == "sign":
             values[scaling.name] = _signs(spec, _stored_flat(spec, moved, places), places).view_as(like)
-            _scale(spec, scaling, values[scaling.name], moved)
+            multiply(spec, scaling, values[scaling.name], moved)
             continue
         for _ in range(_PHASE_ROUNDS):
-            steps = _steps(spec, scaling, places[0], _stored_flat(spec, moved, places)).view_as(like)
+            steps = _steps(spec, scaling, places[0], _stored_flat(spec, moved, places)).view_as(like).long()
             if not bool(steps.any()):
                 break
-            _scale(spec, scaling, steps, moved)
-            values[scaling.name] = values[scaling.name] + steps.long()
+            multiply(spec, scaling, steps, moved)
+            shift(spec, scaling, steps, moved)
+            kept = flipped(scaling, steps) if _turns(scaling, places[0]) else 1
+            values[scaling.name] = values[scaling.name] * kept + steps
     return values
 
 
@@ -360,9 +371,11 @@ def _sign_of_order(
 def _steps(
     spec: WeightSpec, scaling: Scaling, place: Exponent, flats: Mapping[str, Tensor]
 ) -> Float[Tensor, "networks units"]:
-    """Steps that bring the largest of each unit's biases into (-1/2, 1/2] shifts."""
+    """Steps that bring the largest of each unit's biases into (-1/2, 1/2] shifts, or a turned one to [-1/2, 1/2]."""
     turns = (_by_unit(spec, flats, place) / (scaling.shift * place.power)).amax(-1)
     nearest = turns.round()
+    if _turns(scaling, place):  # at both ends, an odd step leads to the bias itself
+        return torch.where(nearest % 2 == 1, nearest, -nearest)
     # halves are rounded to even; the lower one moves up, and away from it no step is left
     return torch.where(turns - nearest == -0.5, 1.0 - nearest, -nearest)
 
@@ -373,7 +386,7 @@ def _steps(
 def _uncoloured(spec: WeightSpec, flats: Mapping[str, Tensor]) -> dict[str, Tensor]:
     flat = next(iter(flats.values()))
     return {
-        name: flat.new_zeros((len(flat), math.prod(_value_shape(spec, group))), dtype=torch.long)
+        name: flat.new_zeros((len(flat), math.prod(value_shape(spec, group))), dtype=torch.long)
         for name, group in spec.groups.items()
     }
 
@@ -467,7 +480,7 @@ def _all(entries: _Entries) -> Int[Tensor, "networks units"]:
 
 def _rank(keys: Tensor) -> Tensor:
     """How many keys along the last axis are smaller; equal keys have equal ranks."""
-    order = _order(keys)
+    order = argsort(keys)
     ordered = keys.gather(-1, order)
     places = torch.arange(keys.shape[-1], device=keys.device).expand(keys.shape).clone()
     places[..., 1:].masked_fill_(ordered[..., 1:] == ordered[..., :-1], 0)
@@ -478,6 +491,6 @@ def _permutations(spec: WeightSpec, colours: Mapping[str, Tensor]) -> Element:
     """Permutations that sort the units by colour, and keep the order of equal ones."""
     found: Element = {}
     for name, group in sorted(spec.groups.items(), key=lambda item: len(item[1].within)):
-        colour = colours[name].view(-1, *_value_shape(spec, group))
-        found[name] = _pull(spec, name, found, colour).argsort(dim=-1, stable=True)
+        colour = colours[name].view(-1, *value_shape(spec, group))
+        found[name] = pull(spec, name, found, colour).argsort(dim=-1, stable=True)
     return found

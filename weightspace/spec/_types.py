@@ -287,10 +287,14 @@ class WeightSpec:
         example_inputs: Tensor | tuple[Any, ...] | dict[str, Any],
         *,
         more_inputs: Sequence[Tensor | tuple[Any, ...] | dict[str, Any]] = (),
-        outputs: Sequence[str] | None = None,
+        outputs: str | Sequence[str | int] | None = None,
         verify: bool = True,
     ) -> WeightSpec:
-        """Derive the spec of any module; see :func:`weightspace.spec.trace`."""
+        """Derive the spec of any module; see :func:`weightspace.spec.trace`.
+
+        It has no groups of a single unit: an axis of size 1 cannot be told from none. :meth:`mlp` has them, for
+        their scalings.
+        """
         from weightspace.spec.tracing import trace
 
         return trace(module, example_inputs, more_inputs=more_inputs, outputs=outputs, verify=verify)
@@ -304,7 +308,10 @@ class WeightSpec:
         layers: Sequence[str] | None = None,
         bias: bool = True,
     ) -> WeightSpec:
-        """The spec of a multilayer perceptron; see :func:`weightspace.spec.mlp_spec`."""
+        """The spec of a multilayer perceptron; see :func:`weightspace.spec.mlp_spec`.
+
+        A hidden layer of one unit is a group too, unlike in a spec that :meth:`trace` derives.
+        """
         from weightspace.spec._builders import mlp_spec
 
         return mlp_spec(widths, activation=activation, w0=w0, layers=layers, bias=bias)
@@ -350,16 +357,20 @@ class WeightSpec:
     # -- weights as one vector -----------------------------------------------------------------------------
 
     def flatten(self, weights: Mapping[str, Tensor]) -> Shaped[Tensor, "*batch parameters"]:
-        """Concatenate the tensors in spec order to ``(*batch, P)``.
+        """Concatenate the tensors in spec order to ``(*batch, P)``, each under its own name or one it is tied to.
 
         Raises:
             SpecError: a tensor is missing, unknown, or of the wrong shape.
         """
         batch = self.batch_shape(weights)
-        missing = [name for name in self.tensors if name not in weights]
+        names = {name: (name, *tensor.aliases) for name, tensor in self.tensors.items()}
+        stored = {name: next((at for at in tied if at in weights), None) for name, tied in names.items()}
+        missing = [name for name, at in stored.items() if at is None]
         if missing:
             raise SpecError(f"weights: tensor {missing[0]!r} is missing")
-        return torch.cat([weights[name].reshape(*batch, -1) for name in self.tensors], dim=-1)
+        return torch.cat(
+            [weights[at].reshape(*batch, -1) for at in stored.values() if at is not None], dim=-1
+        )
 
     def unflatten(self, flat: Shaped[Tensor, "*batch parameters"]) -> Weights:
         """Views of ``flat`` (..., P) as a dict of tensors (the inverse of :meth:`flatten`).
@@ -382,29 +393,19 @@ class WeightSpec:
         """The common leading batch axes of ``weights``.
 
         Raises:
-            SpecError: a tensor is unknown, has the wrong shape, or another batch shape than the first.
+            SpecError: what is no tensor, is unknown, has the wrong shape, or another batch shape than the first.
         """
-        batch: tuple[int, ...] | None = None
-        for name, tensor in weights.items():
-            shape = self.shape_of(name)
-            split = tensor.ndim - len(shape)
-            found = tuple(tensor.shape)
-            if split < 0 or found[split:] != shape:
-                raise SpecError(f"weights: {name!r} should end in shape {list(shape)}, found {list(found)}")
-            if batch is not None and found[:split] != batch:
-                raise SpecError(
-                    f"weights: {name!r} has batch shape {list(found[:split])}, others {list(batch)}"
-                )
-            batch = found[:split]
-        return batch or ()
+        from weightspace.spec._arguments import batch_of
+
+        return batch_of(self, weights)
 
     # -- the group -----------------------------------------------------------------------------------------
 
-    def identity(self) -> Element:
-        """The element that changes nothing."""
+    def identity(self, *, dtype: torch.dtype | None = None) -> Element:
+        """The element that changes nothing; see :func:`weightspace.spec.identity`."""
         from weightspace.spec._elements import identity
 
-        return identity(self)
+        return identity(self, dtype=dtype)
 
     def random_element(
         self,
@@ -412,11 +413,14 @@ class WeightSpec:
         symmetries: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> Element:
         """Draw elements; see :func:`weightspace.spec.random_element`."""
         from weightspace.spec._elements import random_element
 
-        return random_element(self, batch, symmetries=symmetries, generator=generator, device=device)
+        return random_element(
+            self, batch, symmetries=symmetries, generator=generator, device=device, dtype=dtype
+        )
 
     def act(self, element: Element, weights: Mapping[str, Tensor]) -> Weights:
         """The network with its units reordered and rescaled; see :func:`weightspace.spec.act`."""

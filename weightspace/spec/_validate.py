@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -101,9 +102,23 @@ def _check_scaling(spec: WeightSpec, name: str, scaling: Scaling) -> None:
         raise SpecError(f"scaling {name!r}: unknown group {scaling.group!r}")
     if scaling.kind != "phase" and scaling.shifts:
         raise SpecError(f"scaling {name!r}: only a phase shifts, found kind {scaling.kind!r}")
+    if scaling.kind == "phase":
+        _check_shifts(spec, scaling)
     for place in chain(scaling.exponents, scaling.shifts):
         if _group_at(spec, place) != scaling.group:
             raise SpecError(f"scaling {name!r}: {place} is not a dim of group {scaling.group!r}")
+
+
+def _check_shifts(spec: WeightSpec, phase: Scaling) -> None:
+    shifted = {(place.tensor, place.cell) for place in phase.shifts}
+    for name, scaling in spec.scalings.items():
+        powers = Counter[Exponent]()
+        for place in scaling.exponents if scaling.kind == "positive" else ():
+            powers[replace(place, power=1)] += place.power
+        if any(power and (place.tensor, place.cell) in shifted for place, power in powers.items()):
+            raise SpecError(
+                f"scaling {phase.name!r}: shifts by a fixed step what {name!r} multiplies, and no step stays fixed"
+            )
 
 
 def _group_at(spec: WeightSpec, place: Exponent) -> str | None:

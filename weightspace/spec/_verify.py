@@ -25,18 +25,23 @@ class VerifyReport:
         max_relative_change: worst change over all draws, relative to the largest absolute output.
         by_symmetry: worst change per group (``"permutation(hidden0)"``) and per scaling, each alone.
         illegal_change: change under a permutation of a single axis of a single tensor, which is no symmetry:
-            near zero means that the check could not have found an error.
+            near zero means that the check could not have found an error. None when no axis moves.
     """
 
     max_relative_change: float
     by_symmetry: dict[str, float]
-    illegal_change: float
+    illegal_change: float | None
+
+    @property
+    def is_vacuous(self) -> bool:
+        """Whether the check could not have found an error, as the outputs hardly depend on what was changed."""
+        return self.illegal_change is not None and not self.illegal_change > VISIBLE
 
     def raise_if_wrong(self, tolerance: float = 1e-9) -> VerifyReport:
         """Raise unless every symmetry holds; returns the report itself.
 
         Raises:
-            SpecError: names the symmetries whose change is above ``tolerance``.
+            SpecError: names the symmetries whose change is above ``tolerance``; or the check is vacuous.
         """
         wrong = [
             f"{name} ({change:.1e})" for name, change in self.by_symmetry.items() if not change <= tolerance
@@ -46,6 +51,10 @@ class VerifyReport:
             raise SpecError(
                 f"spec: the module's output changes under {names}; expected at most {tolerance:.0e}"
             )
+        if self.is_vacuous:
+            raise SpecError(
+                f"spec: nothing was verified: what is no symmetry changes the output by {self.illegal_change:.0e} only"
+            )
         return self
 
 
@@ -54,7 +63,8 @@ if TYPE_CHECKING:
 
 GAINS = (0.0, 1.0, 1.5, 2.0)  # of random weights, the first at which an illegal permutation shows
 TELLING = 1e-2  # relative change that an illegal permutation should cause
-BROKEN = 3  # illegal permutations per network
+VISIBLE = 1e-6  # below that, nothing has been checked
+BROKEN = 6  # illegal permutations tried for each random network
 
 Run = Callable[[Weights], list[Tensor]]
 
@@ -64,7 +74,7 @@ def verify(
     module: nn.Module,
     inputs: Tensor | tuple[Any, ...] | dict[str, Any],
     *,
-    outputs: Sequence[str] | None = None,
+    outputs: str | Sequence[str | int] | None = None,
     draws: int = 4,
     each: bool = True,
     seed: int = 0,
@@ -86,10 +96,11 @@ def verify(
         seed: seed of everything that is drawn.
 
     Raises:
-        SpecError: the spec names a tensor that the module lacks, or of another shape.
+        SpecError: the spec names a tensor that the module lacks, or of another shape; the module does not accept
+            the inputs, or gives no tensor; or ``draws`` is less than 1.
     """
     return measure(
-        spec, _state(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed
+        spec, stored(spec, module), runner(module, inputs, outputs), draws=draws, each=each, seed=seed
     )
 
 
@@ -97,77 +108,94 @@ def measure(
     spec: WeightSpec, state: Weights, run: Run, *, draws: int = 4, each: bool = True, seed: int = 0
 ) -> VerifyReport:
     """What :func:`verify` does, for any function from weights to outputs."""
+    if draws < 1:
+        raise SpecError(f"draws: expected at least 1, found {draws}")
     generator = torch.Generator().manual_seed(seed)
-    gain = _telling_gain(spec, state, run, seed)
+    gain = telling_gain(spec, state, run, seed)
     by_symmetry: dict[str, float] = {}
     worst = illegal = 0.0
+    movable = bool(_movable(spec))
     for _ in range(draws):
         weights = randomised(state, generator, gain)
         reference = run(weights)
         for name, element in _single_symmetries(spec, generator) if each else ():
-            change = _changes(reference, run(act(spec, element, weights)))
+            change = relative_change(reference, run(act(spec, element, weights)))
             by_symmetry[name] = max(by_symmetry.get(name, 0.0), change)
         element = random_element(spec, generator=generator)
-        worst = max(worst, _changes(reference, run(act(spec, element, weights))))
-        illegal = max(illegal, _illegal_change(spec, weights, reference, run, generator))
-    return VerifyReport(max([worst, *by_symmetry.values()]), by_symmetry, illegal)
+        worst = max(worst, relative_change(reference, run(act(spec, element, weights))))
+        illegal = max(illegal, _illegal_change(spec, weights, reference, run, seed))
+    return VerifyReport(max([worst, *by_symmetry.values()]), by_symmetry, illegal if movable else None)
 
 
-def _telling_gain(spec: WeightSpec, state: Weights, run: Run, seed: int) -> float:
+def telling_gain(spec: WeightSpec, state: Weights, run: Run, seed: int) -> float:
     """The least gain of the random weights at which breaking a symmetry is seen in the output.
 
     Networks are tried at the scale at which they were initialised; where signals die out on their way, weights
     of variance 1 / fan-in let them through.
     """
+    seen: dict[float, float] = {}
     for gain in GAINS:
-        generator = torch.Generator().manual_seed(seed)
-        weights = randomised(state, generator, gain)
-        if _illegal_change(spec, weights, run(weights), run, generator) > TELLING:
+        weights = randomised(state, torch.Generator().manual_seed(seed), gain)
+        seen[gain] = _illegal_change(spec, weights, run(weights), run, seed)
+        if seen[gain] > TELLING:
             return gain
-    return GAINS[0]
+    return max(seen, key=lambda gain: seen[gain])
 
 
 def _illegal_change(
-    spec: WeightSpec, weights: Weights, reference: list[Tensor], run: Run, generator: torch.Generator
+    spec: WeightSpec, weights: Weights, reference: list[Tensor], run: Run, seed: int
 ) -> float:
     """Largest change under what is no symmetry: the units of one axis of one tensor alone reversed."""
-    broken = _broken(spec, weights, generator)
-    return max((_changes(reference, run(network)) for network in broken), default=0.0)
+    broken = _broken(spec, weights, seed)
+    return max((relative_change(reference, run(network)) for network in broken), default=0.0)
 
 
-def _state(spec: WeightSpec, module: nn.Module) -> Weights:
-    stored = module.state_dict()
-    missing = [name for name in spec.tensors if name not in stored]
+def stored(spec: WeightSpec, module: nn.Module) -> Weights:
+    """The module's values of the tensors of a spec.
+
+    Raises:
+        SpecError: the spec names a tensor that the module lacks, or of another shape.
+    """
+    state = module.state_dict()
+    missing = [name for name in spec.tensors if name not in state]
     if missing:
         raise SpecError(f"spec: the module has no tensor {missing[0]!r}")
-    return {name: stored[name] for name in spec.tensors}
+    found = {name: state[name] for name in spec.tensors}
+    spec.batch_shape(found)  # which raises where a shape differs
+    return found
 
 
 def runner(
-    module: nn.Module, inputs: Tensor | tuple[Any, ...] | dict[str, Any], outputs: Sequence[str] | None = None
+    module: nn.Module,
+    inputs: Tensor | tuple[Any, ...] | dict[str, Any],
+    outputs: str | Sequence[str | int] | None = None,
 ) -> Run:
-    """A function from weights to the module's floating outputs, all in float64."""
+    """A function from weights to the module's outputs, all in float64."""
     from weightspace.spec.tracing import as_call, export
 
     try:
         program = export(module, inputs, outputs)
-    except SpecError:
+    except SpecError as error:
         if outputs is not None:
             raise
         network = copy.deepcopy(module).double().eval()
         args, kwargs = pytree.tree_map(_double, as_call(inputs))
+        try:
+            network(*args, **kwargs)
+        except Exception:
+            raise error from None
         return lambda weights: _outputs(network, weights, args, kwargs)
     return program_runner(program, inputs)
 
 
 def program_runner(program: Program, inputs: Tensor | tuple[Any, ...] | dict[str, Any]) -> Run:
-    """A function from weights to the floating outputs of an exported program, in float64."""
+    """A function from weights to the outputs of an exported program, in float64."""
     names = [node.name for _, node in program.outputs]
     wide = pytree.tree_map(_double, inputs)
 
     def run(weights: Weights) -> list[Tensor]:
         values = program.run(weights, wide)
-        return [values[name] for name in names if _counts(values[name])]
+        return [_numbers(values[name]) for name in names if isinstance(values[name], Tensor)]
 
     return run
 
@@ -176,15 +204,17 @@ def _double(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _numbers(value: Tensor) -> Tensor:
+    """Real numbers that differ where the values do: complex ones as pairs, indices and masks as floats."""
+    return torch.view_as_real(value) if value.is_complex() else value.double()
 
 
 def randomised(state: Weights, generator: torch.Generator, gain: float = 0.0) -> Weights:
     """Random values in float64, each tensor at its own scale or at ``gain / sqrt(fan-in)`` if that is larger.
 
+    Vectors are drawn at ``0.3 gain`` at least: biases start at 0, the scales of deep residual branches near it.
     What was positive everywhere (variances, the scales of norms) stays so, between half and one and a half of
-    its mean.
+    that scale.
     """
     drawn = {}
     for name, tensor in state.items():
@@ -193,11 +223,10 @@ def randomised(state: Weights, generator: torch.Generator, gain: float = 0.0) ->
             continue
         values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         size = tensor.double().square().mean().sqrt().item() if tensor.numel() else 0.0
-        if tensor.numel() and bool((tensor > 0).all()):
-            drawn[name] = size * (0.5 + torch.special.ndtr(values))
-        else:
-            fan_in = math.prod(tensor.shape[1:])
-            drawn[name] = values * max(size or 0.1, gain / math.sqrt(fan_in) if tensor.ndim > 1 else 0.0)
+        least = gain / math.sqrt(max(math.prod(tensor.shape[1:]), 1)) if tensor.ndim > 1 else 0.3 * gain
+        scale = max(size or 0.1, least)
+        positive = tensor.numel() > 0 and bool((tensor > 0).all())
+        drawn[name] = scale * (0.5 + torch.special.ndtr(values) if positive else values)
     return drawn
 
 
@@ -206,9 +235,9 @@ def _outputs(
 ) -> list[Tensor]:
     with torch.no_grad():
         result = torch.func.functional_call(network, weights, args, kwargs)
-    found = [leaf for leaf in pytree.tree_leaves(result) if _counts(leaf)]
+    found = [_numbers(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     if not found:
-        raise SpecError(f"module: expected a floating tensor as output, found {type(result).__name__}")
+        raise SpecError(f"module: expected a tensor as output, found {type(result).__name__}")
     return found
 
 
@@ -224,10 +253,11 @@ def output_change(
         _outputs(network, {name: tensor.double() for name, tensor in weights.items()}, (inputs.double(),), {})
         for weights in (before, after)
     ]
-    return _changes(*outputs)
+    return relative_change(*outputs)
 
 
-def _changes(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+def relative_change(reference: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """The worst change of several tensors, each relative to its largest finite entry."""
     return max((_change(*pair) for pair in zip(reference, outputs, strict=True)), default=0.0)
 
 
@@ -248,16 +278,20 @@ def _single_symmetries(spec: WeightSpec, generator: torch.Generator) -> Iterator
         yield name, {name: element[name]}
 
 
-def _broken(spec: WeightSpec, weights: Weights, generator: torch.Generator) -> list[Weights]:
-    """Networks in which the units of one axis of one tensor alone are reversed."""
-    movable = [
-        (name, dim.axis)
+def _broken(spec: WeightSpec, weights: Weights, seed: int) -> list[Weights]:
+    """Networks in which the units of one axis of one tensor alone are reversed, of different tensors."""
+    movable = _movable(spec)
+    names = [*movable]
+    picked = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:BROKEN].tolist()
+    return [{**weights, names[at]: weights[names[at]].flip(movable[names[at]])} for at in picked]
+
+
+def _movable(spec: WeightSpec) -> dict[str, int]:
+    """For every tensor with units that move, an axis along which they do."""
+    return {
+        name: dim.axis
         for name, tensor in spec.tensors.items()
         for cell in tensor.cells
         for dim in cell.dims
         if dim.group is not None and dim.size > 1
-    ]
-    if not movable:
-        return []
-    picked = torch.randint(len(movable), (BROKEN,), generator=generator).tolist()
-    return [{**weights, name: weights[name].flip(axis)} for name, axis in (movable[at] for at in picked)]
+    }

@@ -2,7 +2,7 @@
 
 from weightspace.testing._equivariance import EquivarianceError, assert_equivariant, assert_invariant
 from weightspace.testing._networks import Case, networks
-from weightspace.testing._specs import mixed_spec, random_spec, random_weights, tiny_specs
+from weightspace.testing._specs import mixed_spec, random_spec, random_weights, sine_specs, tiny_specs
 from weightspace.testing._zoos import tiny_zoo
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "networks",
     "random_spec",
     "random_weights",
+    "sine_specs",
     "tiny_specs",
     "tiny_zoo",
 ]

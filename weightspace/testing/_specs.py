@@ -8,7 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from weightspace.spec import Cell, Dim, Frozen, Group, TensorSpec, Weights, WeightSpec
+from weightspace.spec import (
+    Cell,
+    Dim,
+    Exponent,
+    Frozen,
+    Group,
+    Scaling,
+    TensorSpec,
+    Weights,
+    WeightSpec,
+)
+from weightspace.spec._types import ScalingKind
 
 
 def tiny_specs() -> dict[str, WeightSpec]:
@@ -56,6 +67,62 @@ def mixed_spec() -> WeightSpec:
             }
         ),
     )
+
+
+def sine_specs() -> dict[str, WeightSpec]:
+    """Sine layers whose shifted bias several scalings flip, by name.
+
+    ``gained`` is ``up(a * sin(layer(x)))`` with signs of (a, up) and of (layer, up); ``turned`` has odd steps that
+    flip what enters instead of what leaves, so that they flip the bias as well; ``nested`` has units within heads,
+    and signs of both.
+    """
+    units = Group("units", 4)
+    tensors = {
+        "gain": TensorSpec.dense((4,), ["units"]),
+        "layer.weight": TensorSpec.dense((4, 3), ["units", None]),
+        "layer.bias": TensorSpec.dense((4,), ["units"]),
+        "up.weight": TensorSpec.dense((2, 4), [None, "units"]),
+    }
+    entering = (Exponent("layer.weight", 0, 0), Exponent("layer.bias", 0, 0))
+    gain, up, bias = Exponent("gain", 0, 0), Exponent("up.weight", 0, 1), Exponent("layer.bias", 0, 0)
+    factor = _scaling("positive", units, gain, Exponent("up.weight", 0, 1, -1))
+    signs = [
+        _scaling("sign", units, gain, up, name="sign of the gain"),
+        _scaling("sign", units, *entering, up, name="sign of the layer"),
+    ]
+    leaving = _scaling("phase", units, up, shifts=(bias,))
+    turning = _scaling("phase", units, *entering, shifts=(bias,))
+    return {
+        "gained": WeightSpec.build([units], tensors, [factor, *signs, leaving]),
+        "turned": WeightSpec.build([units], tensors, [factor, *signs, turning]),
+        "nested": _nested_sine(),
+    }
+
+
+def _nested_sine() -> WeightSpec:
+    heads, units = Group("heads", 3), Group("units", 2, ("heads",))
+    rows = (Dim(0, 2, 3, "heads"), Dim(0, 1, 2, "units", (0,)))
+    weight = (Dim(0, 4, 3, "heads"), Dim(0, 2, 2, "units", (0,)), Dim(1, 1, 2))
+    tensors = {
+        "weight": TensorSpec((6, 2), (Cell(weight),)),
+        "bias": TensorSpec((6,), (Cell(rows),)),
+        "up": TensorSpec((6,), (Cell(rows),)),
+        "out": TensorSpec.dense((3,), ["heads"]),
+    }
+    entering = ("weight", "bias")
+    signs = [
+        _scaling("sign", heads, *(Exponent(name, 0, 0) for name in (*entering, "out"))),
+        _scaling("sign", units, *(Exponent(name, 0, 1) for name in (*entering, "up"))),
+    ]
+    phase = _scaling("phase", units, Exponent("up", 0, 1), shifts=(Exponent("bias", 0, 1),))
+    return WeightSpec.build([heads, units], tensors, [*signs, phase])
+
+
+def _scaling(
+    kind: ScalingKind, group: Group, *places: Exponent, shifts: tuple[Exponent, ...] = (), name: str = ""
+) -> Scaling:
+    step = math.pi / 3 if shifts else 0.0
+    return Scaling(name or f"{kind}({group.name})", group.name, kind, places, shifts, step)
 
 
 def random_weights(

@@ -4,6 +4,7 @@ from weightspace.spec.tracing._check import NodeChange, check_operators
 from weightspace.spec.tracing._derive import trace
 from weightspace.spec.tracing._program import Inputs, Program, as_call, export
 from weightspace.spec.tracing._trace import RULES, rule
+from weightspace.spec.tracing.rules import unary_rule
 
 __all__ = [
     "RULES",
@@ -15,4 +16,5 @@ __all__ = [
     "export",
     "rule",
     "trace",
+    "unary_rule",
 ]

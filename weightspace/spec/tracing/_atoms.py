@@ -11,7 +11,7 @@ Two atoms that are parents of each other stand for the permutations of their joi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -113,19 +113,26 @@ class Atoms:
 
     def release(self, number: int) -> None:
         """Let nothing depend on this atom's index any more."""
-        for child in list(self._atoms[number].children):
-            self.restrict(child, self._atoms[child].parents - {number})
+        children = self._atoms[number].children
+        self.restrict({child: self._atoms[child].parents - {number} for child in children})
 
-    def restrict(self, number: int, allowed: set[int]) -> None:
-        """Keep the largest closed set of parents within ``allowed``."""
-        parents = self._atoms[number].parents & allowed
-        while True:
-            open_ended = {p for p in parents if not self._atoms[p].parents <= parents | {number}}
-            if not open_ended:
-                break
-            parents -= open_ended
-        if parents != self._atoms[number].parents:
-            self._set_parents(number, parents)
+    def restrict(self, allowed: Mapping[int, set[int]]) -> None:
+        """Keep, for each of some atoms, a closed set of parents within those allowed.
+
+        All at once: one by one, an atom would lose a parent that is about to lose what is not allowed itself.
+        """
+        kept = {number: self._atoms[number].parents & within for number, within in allowed.items()}
+        waiting = list(kept)
+        while waiting:
+            number = waiting.pop()
+            closed = kept[number] | {number}
+            lost = {p for p in kept[number] if not kept.get(p, self._atoms[p].parents) <= closed}
+            if lost:
+                kept[number] -= lost
+                waiting.append(number)
+        for number, parents in kept.items():
+            if parents != self._atoms[number].parents:
+                self._set_parents(number, parents)
 
     def merge(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Identify atoms: all pairs first, and only then intersect what their permutations depend on."""
@@ -141,8 +148,7 @@ class Atoms:
             absorbed.setdefault(keep, []).extend([drop, *absorbed.pop(drop, [])])
         for keep, dropped in absorbed.items():
             self._inherit(keep, dropped)
-        for keep in absorbed:
-            self.restrict(keep, self._atoms[keep].parents)
+        self.restrict({keep: self._atoms[keep].parents for keep in absorbed})
 
     def _inherit(self, keep: int, dropped: Sequence[int]) -> None:
         members = [self._atoms[number] for number in (keep, *dropped)]
@@ -189,9 +195,9 @@ class Atoms:
             part = {at: self._copy(at, size if at == number else None) for at in copies}
             for at, copy in part.items():
                 inherited = {part.get(parent, parent) for parent in self._atoms[at].parents}
-                kept = {parent for parent in inherited if self._atoms[parent].size > 1}
+                alone = {new for new in part.values() if self._atoms[new].size == 1}
                 if self.is_live(copy):
-                    self._set_parents(copy, kept)
+                    self._set_parents(copy, inherited - alone)
                 copies[at].append(copy)
         for at in copies:
             self._set_parents(at, set())

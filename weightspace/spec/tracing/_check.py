@@ -16,7 +16,7 @@ from weightspace.spec._types import Element
 from weightspace.spec._verify import randomised
 from weightspace.spec.tracing._derive import Derivation, derive
 from weightspace.spec.tracing._labels import Box, Label
-from weightspace.spec.tracing._program import Inputs, Program, export, operator_name
+from weightspace.spec.tracing._program import Inputs, Program, export, operator_name, tensors_of
 from weightspace.spec.tracing._trace import RULES
 
 
@@ -30,7 +30,7 @@ class NodeChange:
 
 
 def check_operators(
-    module: nn.Module, inputs: Inputs, *, outputs: Sequence[str] | None = None, seed: int = 0
+    module: nn.Module, inputs: Inputs, *, outputs: str | Sequence[str | int] | None = None, seed: int = 0
 ) -> list[NodeChange]:
     """Trace a module and compare every value of its graph, under permuted weights, with its own label.
 
@@ -61,7 +61,7 @@ def _node_changes(
 ) -> list[NodeChange]:
     spec, trace = derivation.spec, derivation.trace
     generator = torch.Generator().manual_seed(seed)
-    state = {name: t for name, t in module.state_dict(keep_vars=True).items() if name in spec.tensors}
+    state = {name: t for name, t in tensors_of(module).items() if name in spec.tensors}
     weights = randomised(state, generator, 1.0)
     element = random_element(spec, symmetries=("permutation",), generator=generator)
     wide = pytree.tree_map(
@@ -94,7 +94,7 @@ def _change(resolve: Any, label: Any, before: Any, after: Any, sources: _Sources
         if not isinstance(before, Tensor) or not before.numel():
             return 0.0
         expected = before.reshape(-1)[sources.of(resolve(label))].reshape(before.shape)
-        if not before.is_floating_point():
+        if not (before.is_floating_point() or before.is_complex()):
             return float((expected != after).any())
         same = (expected == after) | (expected.isnan() & after.isnan())
         error = torch.where(same, 0.0, expected - after).abs().max().item()

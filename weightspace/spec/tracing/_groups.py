@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from weightspace.errors import SpecWarning
 from weightspace.spec._types import (
     Cell,
     Dim,
@@ -43,6 +45,12 @@ def _expand_one(trace: Trace) -> bool:
                 if atoms.is_live(parent):
                     continue
                 if atoms[parent].size > LARGEST_EXPANSION:
+                    warnings.warn(
+                        f"trace: {atoms[number].size} units could move differently for each of {atoms[parent].size} fixed "
+                        f"indices, more than {LARGEST_EXPANSION}; they are taken to move alike",
+                        SpecWarning,
+                        stacklevel=2,
+                    )
                     atoms.release(parent)
                 else:
                     atoms.cut(parent, [1] * atoms[parent].size)
@@ -59,7 +67,7 @@ def _disambiguate(trace: Trace) -> bool:
                     parent for parent in atoms[index.atom].parents if _binding(box, index, parent) is None
                 }
                 if lost:
-                    atoms.restrict(index.atom, atoms[index.atom].parents - lost)
+                    atoms.restrict({index.atom: atoms[index.atom].parents - lost})
                     return True
     return False
 
@@ -81,7 +89,7 @@ def fuse(atoms: Atoms, labels: Mapping[str, Label]) -> dict[str, Label]:
             joint = atoms.fuse(outer, inner)
             labels = {name: _fused(label, outer, inner, joint) for name, label in labels.items()}
         else:
-            atoms.restrict(outer, atoms[outer].parents - {inner})
+            atoms.restrict({outer: atoms[outer].parents - {inner}})
     return labels
 
 

@@ -140,7 +140,7 @@ class Labels:
 
         ``choices`` remembers (cut atom, axis, part) so that the copies of what depends on it are found.
         """
-        waiting = None
+        cases: list[tuple[int, int, Case]] = []
         for at, index in enumerate(box.indices):
             number = self.atoms.find(index.atom)
             link = self.atoms[number].link
@@ -157,14 +157,16 @@ class Labels:
                     for place, part in enumerate(self._parts(box, at, link))
                 ]
             if isinstance(link, Case):
-                place = _chosen(choices, link.on, index.axis)
-                if place is not None:
-                    return [(_with(box, at, (index._replace(atom=link.copies[place]),)), choices)]
-                waiting = (at, number)
+                cases.append((at, number, link))
             elif number != index.atom:
                 return [(_with(box, at, (index._replace(atom=number),)), choices)]
-        if waiting is not None:
-            at, number = waiting
+        # only once every occurrence of what was cut has its part: an index looks for it on its own axis first
+        for at, _, link in cases:
+            place = _chosen(choices, link.on, box.indices[at].axis)
+            if place is not None:
+                return [(_with(box, at, (box.indices[at]._replace(atom=link.copies[place]),)), choices)]
+        if cases:
+            at, number, _ = cases[-1]
             for leaf in self.atoms.leaves(number):
                 self.atoms.pin(leaf, "it depends on an index that occurs twice")
                 self.atoms.release(leaf)
@@ -211,11 +213,13 @@ class Labels:
     def scope(self, label: Label, axes: Iterable[int], allowed: Iterable[int]) -> None:
         """Let the permutations on ``axes`` of a resolved label depend on nothing outside ``allowed`` axes."""
         axes, allowed = set(axes), set(allowed)
+        parents: dict[int, set[int]] = {}
         for box in label.boxes:
             within = {index.atom for index in box.indices if index.axis in allowed}
             for index in box.indices:
                 if index.axis in axes:
-                    self.atoms.restrict(index.atom, within)
+                    parents[index.atom] = parents.get(index.atom, within) & within
+        self.atoms.restrict(parents)
 
     def unify(
         self, first: Label, second: Label, axes: Sequence[tuple[int, int]]
@@ -252,7 +256,8 @@ class Labels:
                 continue
             if self._disjoint(a, on_a, b, on_b):
                 return []
-            if all(self.atoms.is_inert(index.atom) for index in (*of_a, *of_b)):
+            inert = all(self.atoms.is_inert(index.atom) for index in (*of_a, *of_b))
+            if inert and self._is_dense(a, on_a) and self._is_dense(b, on_b):
                 continue
             try:
                 strides = _chain({1} | {i.stride for i in (*of_a, *of_b)})
@@ -291,6 +296,21 @@ class Labels:
             )
             for axis in axes
         )
+
+    def common_run(self, a: Box, b: Box, axis: int) -> tuple[int, Sequence[Index]] | None:
+        """Offset and index of what two boxes share of a fixed axis; None if they divide the axis alike."""
+        of_a, of_b = _on(a, axis), _on(b, axis)
+        if a.offsets[axis] == b.offsets[axis] and self._alike(of_a, of_b):
+            return None
+        (low_a, high_a), (low_b, high_b) = self.hull(a, axis), self.hull(b, axis)
+        low, high = max(low_a, low_b), min(high_a, high_b)
+        if low == high:
+            return low, ()
+        return low, (Index(axis, 1, self.atoms.fresh(high - low + 1, (), self.reason)),)
+
+    def _is_dense(self, box: Box, axis: int) -> bool:
+        low, high = self.hull(box, axis)
+        return math.prod(self.size(index) for index in _on(box, axis)) == high - low + 1
 
     def _alike(self, of_a: Sequence[Index], of_b: Sequence[Index]) -> bool:
         return len(of_a) == len(of_b) and all(
@@ -444,7 +464,7 @@ class Labels:
                 if old != new:
                     others = {index.atom for index in box.indices}
                     number = self.atoms.fresh(new, others)
-                    self.atoms.restrict(number, others)
+                    self.atoms.restrict({number: others})
                     box = _sorted(box._replace(indices=(*box.indices, Index(axis, 1, number))))
             boxes.append(box)
         return label._replace(shape=tuple(shape), boxes=tuple(boxes), shift=None)

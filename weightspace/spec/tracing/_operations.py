@@ -14,8 +14,9 @@ Combine = Literal["add", "multiply"]
 def pointwise(t: Labels, operands: Sequence[Label], combine: Combine) -> Label:
     """Combine values entry by entry, with broadcasting; they agree, jointly, on the axes that they share."""
     rank = max(len(label.shape) for label in operands)
+    zeros = [label.zero for label in operands]
     result, *others = (_padded(t, t.loose(label), rank) for label in operands)
-    for other in others:
+    for place, other in enumerate(others, 1):
         shared = [axis for axis in range(rank) if result.shape[axis] > 1 and other.shape[axis] > 1]
         result, other, pairs = t.unify(result, other, [(axis, axis) for axis in shared])
         for label in (result, other):
@@ -23,8 +24,9 @@ def pointwise(t: Labels, operands: Sequence[Label], combine: Combine) -> Label:
         result, other = t.resolve(result), t.resolve(other)
         if combine == "add":
             t.equal(pairs)
-            for label in (result, other):
-                t.vanish(i.power for box in label.boxes for i in box.indices if i.axis not in shared)
+            for label, to_zero in ((result, zeros[place]), (other, all(zeros[:place]))):
+                if not to_zero:
+                    t.vanish(i.power for box in label.boxes for i in box.indices if i.axis not in shared)
         result = _joined(t, result, other, shared, combine)
     return result
 
@@ -43,20 +45,26 @@ def _joined(t: Labels, a: Label, b: Label, shared: Sequence[int], combine: Combi
     for first in a.boxes:
         for second in b.boxes:
             if t.overlap(first, second, shared):
-                boxes[_join(first, second, shared, combine)] = None
+                boxes[_join(t, first, second, shared, combine)] = None
     return Label(shape, tuple(boxes))
 
 
-def _join(first: Box, second: Box, shared: Sequence[int], combine: Combine) -> Box:
+def _join(t: Labels, first: Box, second: Box, shared: Sequence[int], combine: Combine) -> Box:
     indices = [i for i in second.indices if i.axis not in shared]
     partner = {(i.axis, i.stride): i for i in second.indices}
+    runs = {axis: run for axis in shared if (run := t.common_run(first, second, axis)) is not None}
     for index in first.indices:
+        if index.axis in runs:
+            continue
         other = partner.get((index.axis, index.stride))
         if combine == "multiply" and index.axis in shared and other is not None:
             index = index._replace(power=plus(index.power, other.power))
         indices.append(index)
-    offsets = tuple(max(x, y) for x, y in zip(first.offsets, second.offsets, strict=True))
-    return Box(offsets, tuple(sorted(indices, key=lambda i: (i.axis, -i.stride))))
+    offsets = [max(x, y) for x, y in zip(first.offsets, second.offsets, strict=True)]
+    for axis, (start, fixed) in runs.items():
+        offsets[axis] = start
+        indices.extend(fixed)
+    return Box(tuple(offsets), tuple(sorted(indices, key=lambda i: (i.axis, -i.stride))))
 
 
 def einsum(t: Labels, equation: str, first: Label, second: Label) -> Label:
@@ -78,9 +86,8 @@ def einsum(t: Labels, equation: str, first: Label, second: Label) -> Label:
     t.vanish(plus(x.power, y.power) for x, y in pairs if on_a[x.axis] in summed)
     batch = [name for name in shared if name in out]
     kept = [_contracted(t, label, names, summed, batch) for label, names in ((a, on_a), (b, on_b))]
-    places: list[Label] = [_placed(t, label, names, out) for label, names in kept]
-    on_batch = [out.index(name) for name in batch]
-    return _joined(t, *places, on_batch, "multiply")
+    left, right = (_placed(t, label, names, out) for label, names in kept)
+    return _joined(t, left, right, [out.index(name) for name in batch], "multiply")
 
 
 def _squeezed(t: Labels, label: Label, names: str) -> tuple[Label, str]:

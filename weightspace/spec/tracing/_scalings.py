@@ -48,7 +48,7 @@ def find_scalings(trace: Trace, programs: Sequence[Program]) -> list[Solution]:
             trace.run(program)
         found += _solve(trace, places, kind)
     trace.powers = None
-    return _independent(found, places, trace)
+    return _closed(_independent(found, places, trace), places, trace)
 
 
 def _number(trace: Trace) -> list[Place]:
@@ -70,17 +70,13 @@ def _number(trace: Trace) -> list[Place]:
 def _solve(trace: Trace, places: Sequence[Place], kind: Literal["positive", "sign"]) -> list[Solution]:
     modulus = 2 if kind == "sign" else None
     flips = {at: (trace.atoms.find(atom), shift) for (atom, shift), at in trace.flips.items()}
-    owner = {at: trace.atoms.find(place.atom) for at, place in enumerate(places)}
-    owner |= {at: atom for at, (atom, _) in flips.items()}
-    owner |= {at: trace.atoms.find(atom) for at, atom in trace.slack.items()}
-    by_atom: dict[int, list[Power]] = {}
-    for equation in dict.fromkeys(trace.equations):
-        for atom in {owner[at] for at, _ in equation}:
-            part = tuple((at, value) for at, value in equation if owner[at] == atom)
-            by_atom.setdefault(atom, []).append(part)
+    owners = {at: {trace.atoms.find(place.atom)} for at, place in enumerate(places)}
+    owners |= {at: {atom} for at, (atom, _) in flips.items()}
+    owners |= {at: set(trace.atoms.leaves(atom)) for at, atom in trace.slack.items()}
+    by_atom = _by_atom(trace, owners)
     found = []
-    for atom in dict.fromkeys(owner.values()):
-        mine = [at for at, of in owner.items() if of == atom and at not in flips]
+    for atom in dict.fromkeys(atom for atoms in owners.values() for atom in sorted(atoms)):
+        mine = [at for at, atoms in owners.items() if atom in atoms and at not in flips]
         turns = [at for at, (of, _) in flips.items() if of == atom]
         still: list[Power] = [((at, Fraction(1)),) for at in turns]
         equations = by_atom.get(atom, [])
@@ -101,11 +97,37 @@ def _solve(trace: Trace, places: Sequence[Place], kind: Literal["positive", "sig
     return [s for s in seen if s.powers and (s.kind != "phase" or _can_shift(trace, s))]
 
 
+def _by_atom(trace: Trace, owners: Mapping[int, set[int]]) -> dict[int, list[Power]]:
+    """The equations of each atom, in its unknowns; what scales with anything has one unknown for every atom."""
+    found: dict[int, list[Power]] = {}
+    for equation in dict.fromkeys(trace.equations):
+        bound = [at for at, _ in equation if at not in trace.slack] or [at for at, _ in equation]
+        for atom in {atom for at in bound for atom in owners[at]}:
+            part = tuple((at, value) for at, value in equation if atom in owners[at])
+            found.setdefault(atom, []).append(part)
+    return found
+
+
 def _can_shift(trace: Trace, solution: Solution) -> bool:
     """Whether the bias of a phase holds the atom exactly once everywhere."""
     assert solution.shift is not None
     boxes = trace.parameters[solution.shift.tensor].boxes
     return all(sum(index.atom == solution.atom for index in box.indices) == 1 for box in boxes)
+
+
+def _closed(found: Sequence[Solution], places: Sequence[Place], trace: Trace) -> list[Solution]:
+    """Leave out phases whose bias another group's signs flip: a shift of one unit would become several."""
+    return [
+        solution
+        for solution in found
+        if solution.shift is None
+        or not any(
+            power % 2 and places[at].tensor == solution.shift.tensor
+            for other in found
+            if other.atom != solution.atom and other.kind != "positive"
+            for at, power in other.powers.items()
+        )
+    ]
 
 
 def _independent(found: Sequence[Solution], places: Sequence[Place], trace: Trace) -> list[Solution]:
@@ -116,13 +138,26 @@ def _independent(found: Sequence[Solution], places: Sequence[Place], trace: Trac
         inner = [
             other
             for other in found
-            if other.kind == solution.kind and solution.atom in trace.atoms[other.atom].parents
+            if other.kind == solution.kind and _is_within(other.atom, solution.atom, places, trace)
         ]
         lifted = [_lifted(other, solution.atom, places, outer_place) for other in inner]
         modulus = None if solution.kind == "positive" else 2
         if solution.kind == "phase" or not _spanned(solution.powers, lifted, modulus):
             kept.append(solution)
     return kept
+
+
+def _is_within(inner: int, outer: int, places: Sequence[Place], trace: Trace) -> bool:
+    """Whether one atom is nested in another; of two that depend on each other, the one that comes later."""
+    if outer not in trace.atoms[inner].parents:
+        return False
+    if inner not in trace.atoms[outer].parents:
+        return True
+    boxes: dict[tuple[str, int], list[int]] = {}
+    for place in places:
+        boxes.setdefault((place.tensor, place.box), []).append(place.atom)
+    first = next((atoms for atoms in boxes.values() if inner in atoms and outer in atoms), [outer, inner])
+    return first.index(outer) < first.index(inner)
 
 
 def _lifted(

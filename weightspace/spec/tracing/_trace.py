@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from weightspace.errors import SpecWarning
+from weightspace.errors import SpecError, SpecWarning
 from weightspace.spec.tracing._atoms import Atom, Atoms
 from weightspace.spec.tracing._labels import Index, Label, Labels, Shift
 from weightspace.spec.tracing._powers import plus, unknown
-from weightspace.spec.tracing._program import Program, call, operator_name
+from weightspace.spec.tracing._program import Program, call, is_random, is_unsized, operator_name
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
-UNIFORM: set[Rule] = set()  # rules of what fills a shape with one number, whatever its operands are
+UNIFORM: set[Rule] = (
+    set()
+)  # rules whose output may move although their operands are fixed: what fills or repeats
 
+# what draws numbers whatever the values of its operands are: only their shape counts
+_SHAPED = {
+    "normal_functional",
+    "uniform",
+    "exponential",
+    "cauchy",
+    "log_normal",
+    "geometric",
+    "random",
+    "bernoulli.p",
+}
+_JOINS = {"cat", "concat", "concatenate"}  # whose rules take no notice of empty operands
 LARGEST_CONSTANT = 2**24  # elements; larger constants are taken to vary along every axis
 
 
@@ -28,15 +42,23 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     The function takes the trace and then the operator's arguments in the order of its schema, defaults filled
     in, with a :class:`Label` for every tensor; it returns a label, or a tuple of them.
+
+    Raises:
+        SpecError: one of the operators has a rule already.
     """
 
     def register(function: Rule) -> Rule:
         for name in names:
-            assert name not in RULES, f"two rules for {name}"
+            if name in RULES:
+                raise SpecError(f"rule: expected one for each operator, found a second one for {name!r}")
             RULES[name] = function
         return function
 
     return register
+
+
+class Unsized:
+    """What stands for the label of a value whose size depends on data: all that is fixed."""
 
 
 class Trace(Labels):
@@ -45,14 +67,17 @@ class Trace(Labels):
     Args:
         atoms: shared by all.
         parameters: the label of each parameter and statistic.
+        distrusted: operators whose rules are not to be used.
     """
 
-    def __init__(self, atoms: Atoms, parameters: dict[str, Label]) -> None:
+    def __init__(self, atoms: Atoms, parameters: dict[str, Label], distrusted: Collection[str] = ()) -> None:
         super().__init__(atoms)
         self.parameters = parameters
+        self.distrusted = frozenset(distrusted)
         self.node: fx.Node | None = None
         self.order: dict[int, None] = {}
-        self.unknown: dict[str, None] = {}
+        self.warned: set[str] = set()
+        self.unsized = False
 
     # -- what rules may ask --------------------------------------------------------------------------------
 
@@ -74,15 +99,6 @@ class Trace(Labels):
         """Name of the operator."""
         assert self.node is not None
         return operator_name(self.node)
-
-    def follows(self, *names: str) -> bool:
-        """Whether the operator's first argument was made by these operators, the last first."""
-        node = self.node
-        for name in names:
-            node = node.args[0] if node is not None and node.args else None  # type: ignore[assignment]
-            if not isinstance(node, fx.Node) or operator_name(node) not in (name, "mul"):
-                return False
-        return True
 
     def is_used(self, place: int) -> bool:
         """Whether anybody reads one of several outputs."""
@@ -187,9 +203,13 @@ class Trace(Labels):
         return f"{operator_name(node)} at {path}" if path else operator_name(node)
 
     def _call(self, node: fx.Node, env: Mapping[str, Any]) -> Any:
-        if operator_name(node) == "getitem":
-            return env[node.args[0].name][node.args[1]]  # type: ignore[union-attr, index]
         sources = [env[source.name] for source in node.all_input_nodes]
+        if is_unsized(node) or any(isinstance(source, Unsized) for source in sources):
+            return self._unsized(node, sources)
+        if operator_name(node) == "getitem":
+            return sources[0][node.args[1]]
+        if is_random(node):
+            return self._random(node, sources)
         if all(isinstance(source, Tensor) for source in sources) and self._small(node):
             try:
                 return call(node, env, "cpu")
@@ -197,7 +217,11 @@ class Trace(Labels):
                 return self._fixed_outputs()
         arguments = [self._operand(argument, env) for argument in _in_order(node)]
         labels = [label for argument in arguments for label in _labels(argument)]
-        known = RULES.get(operator_name(node))
+        name = operator_name(node)
+        if any(0 in label.shape for label in labels) and name not in _JOINS:
+            self.give_up(label for label in labels if not all(0 in shape for shape in self.shapes))
+            return self._fixed_outputs()
+        known = None if name in self.distrusted else RULES.get(name)
         if all(self.is_fixed(label) for label in labels) and known not in UNIFORM:
             return self._fixed_outputs()
         if known is None:
@@ -226,20 +250,56 @@ class Trace(Labels):
         return self.fixed(self.shape) if isinstance(value, Tensor) else value
 
     def _unknown(self, node: fx.Node, labels: Sequence[Label]) -> Any:
-        name, place = operator_name(node), self.reason
-        if place not in self.unknown:
-            self.unknown[place] = None
-            warnings.warn(
-                f"trace: no rule for operator {place}; the units that it reads are taken to be fixed",
-                SpecWarning,
-                stacklevel=2,
+        place = self.reason
+        if operator_name(node) in self.distrusted:
+            self.reason = f"operator {place}, whose rule failed its check"
+        else:
+            lost = sum(
+                self.atoms[n].size
+                for n in {n for x in labels for n in self.numbers(x)}
+                if self.atoms.is_live(n)
             )
-        self.reason = f"unknown operator {place}"
+            self._warn_once(
+                f"no rule for operator {place}; the units that it reads are taken to be fixed, {lost} at most; add one "
+                "with weightspace.spec.unary_rule or rule, see docs/tracing.md"
+            )
+            self.reason = f"unknown operator {place}"
         for label in labels:
             self.vanish(i.power for box in label.boxes for i in box.indices)
         self.give_up(labels)
-        assert name
         return self._fixed_outputs()
+
+    def _random(self, node: fx.Node, sources: Sequence[Any]) -> Any:
+        """Nothing permutes noise: what is drawn is fixed, and so is what the chances depend on."""
+        place = self.reason
+        self._warn_once(
+            f"operator {place} draws random numbers; the units that meet them are taken to be fixed"
+        )
+        self.reason = f"random numbers of {place}"
+        if not self._is_shaped(node):
+            self.give_up(self.resolve(source) for source in sources if isinstance(source, Label))
+        return self._fixed_outputs()
+
+    def _is_shaped(self, node: fx.Node) -> bool:
+        name, overload = operator_name(node), getattr(node.target, "_overloadname", "")
+        return name.endswith("_like") or name in _SHAPED or f"{name}.{overload}" in _SHAPED
+
+    def _unsized(self, node: fx.Node, sources: Sequence[Any]) -> Any:
+        place = self.reason
+        if not self.unsized:
+            self._warn_once(
+                f"operator {place} makes a tensor whose size depends on data; the units that it and others like it "
+                "read or write are taken to be fixed"
+            )
+        self.unsized = True
+        self.reason = f"size that depends on data, {place}"
+        self.give_up(self.resolve(source) for source in sources if isinstance(source, Label))
+        return Unsized() if is_unsized(node) else self._fixed_outputs()
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self.warned:
+            self.warned.add(message)
+            warnings.warn(f"trace: {message}", SpecWarning, stacklevel=2)
 
 
 def _unshared(node: fx.Node, value: Any) -> Any:
