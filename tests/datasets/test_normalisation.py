@@ -113,5 +113,21 @@ def test_its_statistics_travel_in_the_state_dict(mode):
 
 
 def test_unknown_modes_are_refused():
-    with pytest.raises(ConfigError, match="normalisation: expected tensor or entry, found 'layer'"):
+    with pytest.raises(ConfigError, match="normalisation: expected tensor, entry, fan_in, found 'layer'"):
         Normalisation(WeightSpec.mlp([2, 3, 1]), "layer")
+
+
+def test_scales_that_depend_on_shapes_alone():
+    """A layer with four inputs: weights times two; biases as they are."""
+    spec = WeightSpec.mlp([4, 3, 1])
+    normalise = Normalisation(spec, "fan_in")
+    weights = random_weights(spec, (2,))
+    out = normalise(weights)
+    assert torch.equal(out["layers.0.weight"], weights["layers.0.weight"] * 2)
+    assert torch.equal(out["layers.0.bias"], weights["layers.0.bias"])
+    torch.testing.assert_close(out["layers.1.weight"], weights["layers.1.weight"] * 3**0.5)
+    back = normalise.restore_change(out)
+    torch.testing.assert_close(back["layers.1.weight"], weights["layers.1.weight"])
+    fitted = Normalisation.fit(ZooDataset(tiny_zoo(networks=10), None), "fan_in")
+    assert fitted.std.tolist() == pytest.approx([2**-0.5, 1, 8**-0.5, 1, 8**-0.5, 1])
+    assert_equivariant(normalise, spec, symmetries=["permutation"])

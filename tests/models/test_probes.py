@@ -8,10 +8,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from weightspace.errors import ConfigError, SpecError
-from weightspace.models import GeneratedProbes, Probe, ProbeFeatures, model_config, unit_activations
+from weightspace.models import (
+    GeneratedProbes,
+    Probe,
+    ProbedGraphNetwork,
+    ProbeFeatures,
+    model_config,
+    unit_activations,
+)
 from weightspace.nets import MLP
 from weightspace.spec import WeightSpec
-from weightspace.testing import assert_invariant, mixed_spec, networks, random_weights
+from weightspace.testing import assert_equivariant, assert_invariant, mixed_spec, networks, random_weights
 from weightspace.zoo import spec_of
 
 
@@ -314,3 +321,64 @@ def test_what_cannot_be_read_is_named():
     with pytest.raises(SpecError, match=re.escape(message)):
         ProbeFeatures(nn.Sequential(nn.Linear(2, 3)), spec)
     assert not any(module._forward_pre_hooks for module in net.modules()), "no hook is left behind"
+
+
+# -- on the nodes of graphs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"style": "gmn", "generator": "linear"}])
+@pytest.mark.parametrize("name", CASES)
+def test_graphs_with_activations_on_their_nodes(name, options):
+    """Invariant, equivariant without a head, and unlike the same graph without them."""
+    network, spec, shape = CASES[name]
+    torch.manual_seed(0)
+    for out_features, check in ((3, assert_invariant), (None, assert_equivariant)):
+        model = ProbedGraphNetwork(
+            network, spec, out_features, probes=5, input_shape=shape, hidden=4, layers=2, **options
+        )
+
+        def read(weights, model=model):
+            weights = positive_variances(spec, weights)
+            return model.to(next(iter(weights.values())).dtype)(weights, raw=weights)
+
+        check(read, spec, symmetries=["permutation"], tolerance={torch.float64: 1e-9})
+    weights = batch_of(spec)
+    found = read(weights)
+    found["0.weight" if name == "images" else "layers.0.weight"].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().any() for p in model.float().probe.parameters())
+
+
+def test_nodes_hold_what_units_answer():
+    """Hidden, input and output nodes, by hand."""
+    network, spec, _ = CASES["coordinates"]
+    model = ProbedGraphNetwork(network, spec, 3, probes=5, hidden=4, layers=1)
+    weights = batch_of(spec, 2)
+    units, inputs, outputs = model.probe.with_ends(weights)
+    assert torch.equal(units["hidden0"], ProbeFeatures.forward(model.probe, weights)["hidden0"])
+    assert torch.equal(inputs, model.probe.probes.mT)
+    network = siren()
+    network.load_state_dict({name: tensor[1] for name, tensor in weights.items()})
+    torch.testing.assert_close(outputs[1], network(model.probe.probes).mT)
+    seen = {}
+    model.graph.register_forward_pre_hook(
+        lambda _, args, named: seen.update(named["node_inputs"]), with_kwargs=True
+    )
+    model(weights, raw=weights)
+    assert list(seen) == ["hidden0", "hidden1", "end0", "end1"]
+    assert torch.equal(seen["end0"][0], inputs)
+    assert torch.equal(seen["end1"], outputs)
+
+
+def test_units_within_heads_have_none():
+    case = networks()["transformer_encoder"]
+    network, inputs = case.build(), case.inputs()[0]
+    spec = WeightSpec.trace(network, inputs, verify=False)
+    shape = tuple(inputs.shape[1:])
+    model = ProbedGraphNetwork(network, spec, 3, probes=3, input_shape=shape, hidden=4, layers=1)
+    nested = {name for name, group in spec.groups.items() if group.within}
+    assert nested
+    weights = batch_of(spec, 2)
+    read = set(model.probe(weights))
+    assert read
+    assert not nested & read
+    assert model(weights, raw=weights).isfinite().all()

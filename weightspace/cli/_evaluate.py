@@ -11,14 +11,15 @@ from typing import Annotated
 
 import typer
 
-from weightspace.cli._options import Device, Json, Quiet, SkipBad
+from weightspace.cli._options import Device, Json, PopulationName, Quiet, SkipBad
 from weightspace.cli._output import counted, show
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="A run directory that `weightspace train` wrote.")],
-    zoo: Annotated[Path | None, typer.Argument(help="Another zoo of the same weight space.")] = None,
+    zoo: Annotated[Path | None, typer.Argument(help="Another zoo that the metanetwork can read.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    population: PopulationName = None,
     skip_bad: SkipBad = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -26,7 +27,7 @@ def command(
 ) -> None:
     from weightspace.tasks import evaluate
 
-    report = evaluate(run, zoo, split=split, device=device, skip_bad=skip_bad)
+    report = evaluate(run, zoo, split=split, population=population, device=device, skip_bad=skip_bad)
     which = counted(report.networks, report.skipped).replace(" ", f" {split} ", 1)
     text = f"{report.model} on {which} of {report.zoo}: {_scores(report.metrics)}\n{report.figure}"
     if report.reference:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,17 +12,18 @@ from weightspace.datasets._dataset import ZooDataset
 from weightspace.errors import ConfigError
 from weightspace.spec import Weights, WeightSpec
 
-Mode = Literal["tensor", "entry"]
+Mode = Literal["tensor", "entry", "fan_in"]
 
 
 class Normalisation(nn.Module):
-    """``(weight - mean) / std``, with statistics of the training split that are saved with the model.
+    """``(weight - mean) / std``, with what was found in the training split, and is saved with the model.
 
     Args:
         spec: the weight space.
         mode: ``"tensor"``: one mean and one standard deviation per tensor, which commutes with every
             permutation; ``"entry"``: one per single weight, as in the DWSNets paper, which does so only as far as
-            the population itself is symmetric.
+            the population itself is symmetric; ``"fan_in"``: times the root of the number of entries per output,
+            which depends on shapes alone and so suits metanetworks that read several architectures.
 
     Example:
         >>> from weightspace.testing import tiny_zoo
@@ -37,17 +39,19 @@ class Normalisation(nn.Module):
 
     def __init__(self, spec: WeightSpec, mode: str = "tensor") -> None:
         super().__init__()
-        if mode not in ("tensor", "entry"):
-            raise ConfigError(f"normalisation: expected tensor or entry, found {mode!r}")
+        if mode not in get_args(Mode):
+            raise ConfigError(f"normalisation: expected {', '.join(get_args(Mode))}, found {mode!r}")
         self.spec, self.mode = spec, mode
         size = spec.num_parameters if mode == "entry" else len(spec.tensors)
         self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("std", _fan_in_spread(spec) if mode == "fan_in" else torch.ones(size))
 
     @classmethod
     def fit(cls, dataset: ZooDataset, mode: str = "tensor", *, block: int = 4096) -> Normalisation:
-        """Statistics of a data set, in one pass of blocks."""
+        """Statistics of a data set, in one pass of blocks; ``"fan_in"`` needs none."""
         self = cls(dataset.spec, mode)
+        if mode == "fan_in":
+            return self
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
         for start in range(0, len(dataset), block):
             flat = dataset.population.read(dataset.rows[start : start + block]).double()
@@ -79,3 +83,9 @@ class Normalisation(nn.Module):
         if self.mode == "entry":
             return self.spec.unflatten(self.spec.flatten(change) * self.std)
         return {name: change[name] * std for name, std in zip(self.spec.tensors, self.std, strict=True)}
+
+
+def _fan_in_spread(spec: WeightSpec) -> Tensor:
+    """One over the root of the number of entries per output, (tensors,); 1 for vectors, such as biases."""
+    entries = [math.prod(tensor.shape[1:]) for tensor in spec.tensors.values()]
+    return torch.tensor([1.0 / math.sqrt(count) if count else 1.0 for count in entries])

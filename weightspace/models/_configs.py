@@ -8,12 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from weightspace.errors import ConfigError
 from weightspace.models._baselines import DeepSets, FlatMLP, StatisticsMLP, StatisticsTrees
 from weightspace.models._dws import DWS, NFN, UNF
 from weightspace.models._probe import Probe
 from weightspace.models._registry import MODELS, ModelConfig
-from weightspace.nets import build
 from weightspace.spec import WeightSpec
 
 Pooling = Literal["mean", "max", "sum"]
@@ -211,8 +209,8 @@ class ProbeConfig(ModelConfig):
         Raises:
             ConfigError: the zoo does not say how to rebuild its networks, or they do not show what they read.
         """
-        if architecture is None:
-            raise ConfigError(
-                "model probe: the zoo does not say how to rebuild its networks, so none can be run"
-            )
-        return Probe(build(architecture), self.numbers(out_features), **self.model_dump())
+        return Probe(self.network(architecture), self.numbers(out_features), **self.model_dump())
+
+    def settled(self, spec: WeightSpec) -> ProbeConfig:
+        """These options: nothing but the function of a network is seen."""
+        return self

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
 from weightspace.models._baselines import perceptron
-from weightspace.models._unit_activations import unit_activations
+from weightspace.models._unit_activations import activations_and_outputs, unit_activations
 from weightspace.nets import MLP, evaluate_batch
 from weightspace.spec import Weights, WeightSpec
 
@@ -316,6 +316,7 @@ class ProbeFeatures(_Runner):
         input_shape: of one input; None where the network shows it, see :func:`input_shape_of`.
         probes: number of learned inputs.
         generator: ``"none"`` or ``"linear"``, see :class:`Probe`.
+        partial: whether groups that cannot be read are left out; they are refused otherwise.
         options: of :class:`GeneratedProbes`.
 
     Shapes:
@@ -344,15 +345,40 @@ class ProbeFeatures(_Runner):
         input_shape: Sequence[int] | None = None,
         probes: int = 64,
         generator: str = "none",
+        partial: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(network, input_shape, probes, generator, options)
-        self.spec = spec
-        with torch.no_grad():  # a group that cannot be read is refused now, not in training
-            own = self._network[0].state_dict()
-            weights = {name: own[name][None] for name in spec.tensors if name in own}
-            unit_activations(self._network[0], spec, weights, self.probes)
+        self.spec, self.partial = spec, partial
+        if not partial:
+            with torch.no_grad():  # a group that cannot be read is refused now, not in training
+                own = self._network[0].state_dict()
+                self({name: own[name][None] for name in spec.tensors if name in own})
 
     def forward(self, weights: Weights) -> dict[str, Tensor]:
         """Features of the units of a batch of networks."""
-        return unit_activations(self._network[0], self.spec, weights, self.probes)
+        if not self.partial:
+            return unit_activations(self._network[0], self.spec, weights, self.probes)
+        return self.with_ends(weights)[0]
+
+    def with_ends(
+        self, weights: Weights
+    ) -> tuple[
+        dict[str, Tensor], Float[Tensor, "in_features probes"], Float[Tensor, "batch out_features probes"]
+    ]:
+        """Features of hidden units as far as they can be read, of input and of output units.
+
+        They are means over positions, where there are many.
+        """
+        probes = self.probes
+        units, outputs = activations_and_outputs(
+            self._network[0], self.spec, weights, probes, groups=tuple(self.spec.groups)
+        )
+        return units, _by_channel(probes, 1), _by_channel(outputs, 2)
+
+
+def _by_channel(values: Tensor, axis: int) -> Float[Tensor, "... channels probes"]:
+    """The mean over the positions behind the axis of channels, which is swapped with that of the probes before it."""
+    channels = values.shape[axis : axis + 1].numel()
+    mean = values.reshape(*values.shape[:axis], channels, -1).mean(-1)
+    return mean.mT

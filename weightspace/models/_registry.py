@@ -10,6 +10,7 @@ from torch import nn
 
 from weightspace.configuration import Registry, validated
 from weightspace.errors import ConfigError
+from weightspace.nets import build
 from weightspace.spec import WeightSpec
 
 
@@ -28,7 +29,7 @@ class ModelConfig(BaseModel):
     Attributes:
         name: under which it is registered.
         paper: where it was published.
-        reads: ``"normalised"`` weights, or ``"raw"`` ones for models that run the networks.
+        reads: ``"normalised"`` weights, or ``"raw"`` ones for models that only run the networks.
         training: defaults of the training configuration that suit this model.
         presets: options by name; ``paper`` is what was published.
     """
@@ -49,6 +50,36 @@ class ModelConfig(BaseModel):
             ConfigError: the model cannot give weights, or cannot read networks of this kind.
         """
         raise AssertionError(f"{type(self).__name__} builds nothing")
+
+    @property
+    def recommended(self) -> Mapping[str, Any]:
+        """``training``, as far as it suits these options."""
+        return self.training
+
+    @property
+    def runs_networks(self) -> bool:
+        """Whether the model runs the networks that it reads, so that their architecture matters."""
+        return self.reads == "raw"
+
+    def settled(self, spec: WeightSpec) -> ModelConfig | None:
+        """Options that give a model for any spec the parameters that these give the one for ``spec``.
+
+        None if a model reads networks of its own spec alone.
+        """
+        return None
+
+    @classmethod
+    def network(cls, architecture: Mapping[str, Any] | None) -> nn.Module:
+        """A network to run, as the zoo describes it.
+
+        Raises:
+            ConfigError: the zoo does not say how to rebuild its networks.
+        """
+        if architecture is None:
+            raise ConfigError(
+                f"model {cls.name}: the zoo does not say how to rebuild its networks, so none can be run"
+            )
+        return build(architecture)
 
     @classmethod
     def numbers(cls, out_features: int | None) -> int:

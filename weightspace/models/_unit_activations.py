@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -85,22 +85,58 @@ def unit_activations(
         >>> unit_activations(net, spec, weights, torch.randn(7, 3))["hidden0"].shape
         torch.Size([5, 8, 7])
     """
-    readers = _readers(network, spec, tuple(spec.groups) if groups is None else tuple(groups))
-
-    def one(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        with _recorded_inputs(network, readers) as inputs:
-            torch.func.functional_call(network, parameters, (probes,))
-        return {group: _features(group, found, inputs, len(probes)) for group, found in readers.items()}
-
-    features: dict[str, Tensor] = torch.vmap(one)(dict(weights))
+    wanted = tuple(spec.groups) if groups is None else tuple(groups)
+    for name in wanted:
+        if name not in spec.groups:
+            raise SpecError(f"groups: expected some of {', '.join(spec.groups)}, found {name!r}")
+    _check_read(
+        network, spec, wanted, {name for name, found in _readers(network, spec, wanted).items() if found}
+    )
+    features, _ = activations_and_outputs(network, spec, weights, probes, groups=wanted)
+    _check_read(network, spec, wanted, features)
     return features
+
+
+def _check_read(network: nn.Module, spec: WeightSpec, wanted: Sequence[str], read: Collection[str]) -> None:
+    for name in wanted:
+        if name not in read:
+            raise SpecError(f"group {name!r}: its activations cannot be read: {_reason(network, spec, name)}")
+
+
+def activations_and_outputs(
+    network: nn.Module,
+    spec: WeightSpec,
+    weights: Mapping[str, Tensor],
+    probes: Float[Tensor, "probes ..."],
+    *,
+    groups: Sequence[str],
+) -> tuple[dict[str, Tensor], Float[Tensor, "batch probes ..."]]:
+    """:func:`unit_activations` of those groups that can be read, and what the networks answer."""
+    readers = _readers(network, spec, groups)
+
+    def one(parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        with _recorded_inputs(network, readers) as inputs:
+            outputs = torch.func.functional_call(network, parameters, (probes,))
+        found = {group: _features(readers[group], inputs, len(probes)) for group in readers}
+        return {group: values for group, values in found.items() if values is not None}, outputs
+
+    found: tuple[dict[str, Tensor], Tensor] = torch.vmap(one)(dict(weights))
+    return found
+
+
+def _reason(network: nn.Module, spec: WeightSpec, group: str) -> str:
+    """Why the activations of a group cannot be read."""
+    if within := spec.groups[group].within:
+        return f"it is nested within {', '.join(within)}"
+    readers = _readers(network, spec, (group,))[group]
+    names = ", ".join(reader.module or "the network" for reader in readers)
+    if not names:
+        return "no linear layer or convolution takes its units as input"
+    return f"{names} was not called with one row per probe"
 
 
 def _readers(network: nn.Module, spec: WeightSpec, groups: Sequence[str]) -> dict[str, list[_Reader]]:
     """Per group the modules that read it, those that read nothing beside it first."""
-    for name in groups:
-        if name not in spec.groups:
-            raise SpecError(f"groups: expected some of {', '.join(spec.groups)}, found {name!r}")
     tensors = {name: tensor for tensor in spec.tensors.values() for name in tensor.aliases}
     tensors.update(spec.tensors)
     found: dict[str, list[_Reader]] = {name: [] for name in groups}
@@ -109,14 +145,7 @@ def _readers(network: nn.Module, spec: WeightSpec, groups: Sequence[str]) -> dic
         for group, reader in _read_by(path, module, tensor) if tensor is not None else ():
             if group in found:
                 found[group].append(reader)
-    for group, readers in found.items():
-        if not readers:
-            within = spec.groups[group].within
-            raise SpecError(
-                f"group {group!r}: its activations cannot be read: "
-                + (f"it is nested within {', '.join(within)}" if within else "no linear layer or convolution")
-                + ("" if within else " takes its units as input")
-            )
+    for readers in found.values():
         readers.sort(key=lambda reader: len(reader.sizes))
     return found
 
@@ -167,13 +196,11 @@ def _recorded_inputs(
 
 
 def _features(
-    group: str, readers: Sequence[_Reader], inputs: Mapping[str, Tensor], probes: int
-) -> Float[Tensor, "size probes"]:
+    readers: Sequence[_Reader], inputs: Mapping[str, Tensor], probes: int
+) -> Float[Tensor, "size probes"] | None:
+    """What the units of a group answered; None if nothing that was called with one row per probe reads them."""
     for reader in readers:
         found = inputs.get(reader.module)
         if found is not None and found.ndim > -reader.axis and len(found) == probes:
             return reader.units(found)
-    names = ", ".join(reader.module or "the network" for reader in readers)
-    raise SpecError(
-        f"group {group!r}: its activations cannot be read: {names} was not called with one row per probe"
-    )
+    return None

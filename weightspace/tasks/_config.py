@@ -30,7 +30,9 @@ class TrainConfig(BaseModel):
     )
     model: str = Field("dws", description="name of the metanetwork")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the metanetwork")
-    normalisation: Literal["tensor", "entry", "none"] = Field("tensor", description="of the weights")
+    normalisation: Literal["tensor", "entry", "fan_in", "none"] = Field(
+        "tensor", description="of the weights"
+    )
     augment: str = Field("", description='for instance "permutation, sign, noise(0.1)"')
     epochs: int = Field(30, ge=1, description="passes over the training split")
     batch_size: int = Field(64, ge=2, description="networks per step")
@@ -84,11 +86,12 @@ def train_config(values: Mapping[str, Any], overrides: Mapping[str, Any] | None 
         if name in given:
             raise ConfigError(f"{name}: expected single options such as {name}.hidden, found {given[name]!r}")
     model, task = _named(given, "model", MODELS), _named(given, "task", TASKS)
+    chosen = model_config(model, options["options"])
     resolved = {
-        "options": model_config(model, options["options"]).model_dump(mode="json"),
+        "options": chosen.model_dump(mode="json"),
         "task_options": task_options(task, options["task_options"]).model_dump(mode="json"),
     }
-    recommended = {**MODELS[model].training, **TASKS[task].training}
+    recommended = {**chosen.recommended, **TASKS[task].training}
     fields = {**recommended, "target": TASKS[task].target, **given, **resolved}
     config = validated(TrainConfig, fields, ConfigError, "train: ", "unknown field")
     if TASKS[task].needs_target and config.target is None:

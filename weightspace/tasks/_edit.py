@@ -75,7 +75,7 @@ def edit(
         raise TaskError(
             f"run {trained.path}: task {trained.task.name} gives no weights; use `weightspace predict`"
         )
-    dataset = open_split(
+    dataset, _ = open_split(
         trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad
     )
     dataset.targets = trained.task.targets(dataset)

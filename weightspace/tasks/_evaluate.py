@@ -36,6 +36,7 @@ def evaluate(
     zoo: str | Path | None = None,
     *,
     split: str = "test",
+    population: str | None = None,
     device: str = "auto",
     skip_bad: bool = False,
 ) -> EvaluateReport:
@@ -43,23 +44,26 @@ def evaluate(
 
     Args:
         run: a finished run directory.
-        zoo: another zoo of the same weight space; the one that it was trained on by default.
+        zoo: another one, whose networks the metanetwork can read; the one that it was trained on by default.
         split: ``"train"``, ``"val"`` or ``"test"``.
+        population: which one, for zoos with several; that of the run by default.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         skip_bad: leave out networks with weights or targets that are not finite; they are refused otherwise.
 
     Raises:
-        RunError: not a finished run, or the zoo holds networks of another weight space.
+        RunError: not a finished run, or the zoo holds networks that the metanetwork cannot read.
         ZooError: the zoo cannot be opened.
         TaskError: the zoo lacks the target, or holds networks with weights that are not finite.
     """
     device = choose_device(device)
     trained = load_run(run)
     config, task = trained.config, trained.task
-    dataset = open_split(trained, zoo, split, target=config.target, skip_bad=skip_bad)
+    dataset, network = open_split(
+        trained, zoo, split, target=config.target, population=population, skip_bad=skip_bad
+    )
     dataset.targets = task.targets(dataset)
     reference = task.reference(dataset)
-    readout, targets = outputs_of(trained.network, task, dataset, device)
+    readout, targets = outputs_of(network, task, dataset, device)
     report = EvaluateReport(
         run=trained.path,
         zoo=str(dataset.zoo.path),

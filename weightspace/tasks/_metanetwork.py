@@ -13,7 +13,7 @@ class Metanetwork(nn.Module):
     """Normalisation and model: raw weights in, outputs out.
 
     Args:
-        model: reads normalised weights with one batch axis.
+        model: reads normalised weights with one batch axis, and beside them the raw ones if it has ``takes_raw``.
         normalisation: of the training split; None for models that read raw weights.
     """
 
@@ -23,9 +23,9 @@ class Metanetwork(nn.Module):
 
     def forward(self, weights: Weights) -> Tensor | Weights:
         """Read a batch of networks."""
-        out: Tensor | Weights = self.model(
-            weights if self.normalisation is None else self.normalisation(weights)
-        )
+        beside = {"raw": weights} if getattr(self.model, "takes_raw", False) else {}
+        read = weights if self.normalisation is None else self.normalisation(weights)
+        out: Tensor | Weights = self.model(read, **beside)
         return out
 
 

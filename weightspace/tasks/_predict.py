@@ -53,7 +53,7 @@ def predict(
 
     Args:
         run: a finished run directory.
-        zoo: with networks of the same weight space.
+        zoo: with networks of the same weight space, or others that the metanetwork reads.
         output: the CSV file to write.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
         population: which one, for zoos with several; that of the run by default.
@@ -62,7 +62,7 @@ def predict(
         overwrite: replace an existing file.
 
     Raises:
-        RunError: not a finished run, or the zoo holds networks of another weight space.
+        RunError: not a finished run, or the zoo holds networks that the metanetwork cannot read.
         OutputError: ``output`` exists, or cannot be written.
         TaskError: the run edits networks, or the zoo holds some with weights that are not finite.
         ZooError: the zoo cannot be opened.
@@ -74,10 +74,10 @@ def predict(
         raise TaskError(
             f"run {trained.path}: task {trained.task.name} gives weights and no table; use `weightspace edit`"
         )
-    dataset = open_split(
+    dataset, network = open_split(
         trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad
     )
-    readout, _ = outputs_of(trained.network, trained.task, dataset, device)
+    readout, _ = outputs_of(network, trained.task, dataset, device)
     table = _table(trained.task, readout, dataset, trained.config.target)
     with atomic_path(Path(output), overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightspace.datasets import Normalisation, ZooDataset, choose_population
 from weightspace.errors import RunError, TaskError, WeightspaceError
-from weightspace.models import StatisticsTrees
+from weightspace.models import ModelConfig, StatisticsTrees
 from weightspace.spec import WeightSpec
 from weightspace.tasks._config import TrainConfig, load_config, write_text
 from weightspace.tasks._metanetwork import Metanetwork
@@ -50,22 +50,54 @@ class TrainedRun:
     task: Task
     architecture: Mapping[str, Any] | None
 
-    def check_networks(self, population: Population, where: str) -> None:
-        """Raise RunError, naming the first difference, when these are other networks than those trained on.
+    def reader_of(self, population: Population, where: str) -> Metanetwork:
+        """The metanetwork for a population: ``network`` itself, or one with its parameters for other networks.
 
-        ``where`` is what the message calls them.
+        Graph networks with types by role read networks of any weight space, if the normalisation depends on shapes
+        alone; models that only run the networks read those of any architecture.
+
+        Args:
+            population: with networks like those trained on, or others.
+            where: what a message calls them.
+
+        Raises:
+            RunError: other networks than those trained on, which the metanetwork cannot read.
         """
-        if population.spec != self.spec:
-            raise RunError(
-                f"run {self.path}: trained on networks of {self.spec.num_parameters} parameters, but those of "
-                f"{where} have {population.spec.num_parameters}{_difference(self.spec, population.spec)}"
+        options = self.config.model_options()
+        same_spec = population.spec == self.spec
+        edits = self.task.out_features is None
+        runs_them = options.runs_networks or edits
+        if same_spec and (not runs_them or population.architecture == self.architecture):
+            return self.network
+        settled = None if edits else options.settled(self.spec)
+        fitted = options.reads == "normalised" and self.config.normalisation in ("tensor", "entry")
+        if settled is None or (fitted and not same_spec):
+            raise RunError(f"run {self.path}: {self._refusal(population, where)}")
+        try:
+            network = build_network(
+                self.config, population.spec, population.architecture, self.task, options=settled
             )
-        runs_them = self.config.model_options().reads == "raw" or self.task.out_features is None
-        if runs_them and population.architecture != self.architecture:
-            raise RunError(
-                f"run {self.path}: runs networks of architecture {self.architecture}, but those of "
-                f"{where} are {population.architecture}"
+            if same_spec:
+                network.load_state_dict(self.network.state_dict())
+            else:
+                network.model.load_state_dict(self.network.model.state_dict())
+        except (WeightspaceError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"run {self.path}: cannot read the networks of {where}: {reason}") from None
+        return network.eval()
+
+    def _refusal(self, population: Population, where: str) -> str:
+        """Why networks are refused, and which metanetworks would read them."""
+        if population.spec == self.spec:
+            return (
+                f"runs networks of architecture {self.architecture}, but those of {where} are "
+                f"{population.architecture}"
             )
+        return (
+            f"trained on networks of {self.spec.num_parameters} parameters, but those of {where} have "
+            f"{population.spec.num_parameters}{_difference(self.spec, population.spec)}; probes read networks of any "
+            "weight space, and so do graph networks trained with model.types=role and normalisation=fan_in"
+        )
 
 
 def _difference(expected: WeightSpec, found: WeightSpec) -> str:
@@ -85,10 +117,18 @@ def _difference(expected: WeightSpec, found: WeightSpec) -> str:
 
 
 def build_network(
-    config: TrainConfig, spec: WeightSpec, architecture: Mapping[str, Any] | None, task: Task
+    config: TrainConfig,
+    spec: WeightSpec,
+    architecture: Mapping[str, Any] | None,
+    task: Task,
+    *,
+    options: ModelConfig | None = None,
 ) -> Metanetwork:
-    """The metanetwork of a configuration, with fresh parameters and a normalisation that does nothing yet."""
-    options = config.model_options()
+    """The metanetwork of a configuration, with fresh parameters and a normalisation that was not fitted yet.
+
+    ``options`` of the model are those of the configuration, unless others are given.
+    """
+    options = options or config.model_options()
     model = options.build(spec, architecture, task.out_features)
     plain = config.normalisation == "none" or options.reads == "raw"
     return task.assemble(model, None if plain else Normalisation(spec, config.normalisation), spec)
@@ -171,8 +211,8 @@ def open_split(
     target: str | None = None,
     population: str | None = None,
     skip_bad: bool = False,
-) -> ZooDataset:
-    """The networks of a split for a trained metanetwork, which must be able to read them.
+) -> tuple[ZooDataset, Metanetwork]:
+    """The networks of a split, and the trained metanetwork such that it reads them.
 
     Args:
         trained: the run.
@@ -183,7 +223,7 @@ def open_split(
         skip_bad: leave out what is not finite; so does a run that was trained so.
 
     Raises:
-        RunError: networks of another weight space, or a zoo that changed.
+        RunError: networks that the metanetwork cannot read, or a zoo that changed.
         ZooError: the zoo cannot be opened.
         TaskError: the zoo lacks the target, or has networks with weights that are not finite.
     """
@@ -192,9 +232,9 @@ def open_split(
     if zoo is None:
         check_zoo(trained.path, opened)
     name = population if population is not None else _population_of(opened, config)
-    trained.check_networks(choose_population(opened, name), str(opened.path))
+    network = trained.reader_of(choose_population(opened, name), str(opened.path))
     skip = skip_bad or config.skip_bad
-    return ZooDataset(opened, split, target=target, population=name, skip_bad=skip)
+    return ZooDataset(opened, split, target=target, population=name, skip_bad=skip), network
 
 
 def _population_of(zoo: Zoo, config: TrainConfig) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,20 +11,22 @@ from weightspace.nets import MLP, coordinate_grid, evaluate_batch
 from weightspace.zoo import Population, Source, Zoo, spec_of, split_items
 
 
-def tiny_zoo(networks: int = 40, views: int = 2, seed: int = 0, classes: int = 3) -> Zoo:
-    """A zoo of untrained 2-8-8-1 SIRENs, in memory; the stored signals are what the networks render.
+def tiny_zoo(
+    networks: int = 40, views: int = 2, seed: int = 0, classes: int = 3, hidden: Sequence[int] = (8, 8)
+) -> Zoo:
+    """A zoo of untrained SIRENs, 2-8-8-1, in memory; the stored signals are what the networks render.
 
     The label is the item's number modulo ``classes``; the last weight's mean depends on it, so that a model
     can learn something.
     """
-    net = MLP((2, 8, 8, 1), output_offset=0.5)
+    net = MLP((2, *hidden, 1), output_offset=0.5)
     spec = spec_of(net)
     generator = torch.Generator().manual_seed(seed)
     flat = torch.randn(networks, spec.num_parameters, generator=generator) * 0.1
     source = np.arange(networks, dtype=np.int64) // views
     label = source % classes
     weights = spec.unflatten(flat)
-    weights["layers.2.weight"] += 0.2 * torch.from_numpy(label)[:, None, None]
+    weights[f"layers.{len(hidden)}.weight"] += 0.2 * torch.from_numpy(label)[:, None, None]
     with torch.no_grad():
         rendered = evaluate_batch(net, weights, coordinate_grid((6, 6)))
     items = (rendered[::views].clamp(0, 1) * 255).round().to(torch.uint8).view(-1, 6, 6).numpy()

@@ -6,6 +6,7 @@ from weightspace.models.graph._layer import GraphLayer
 from weightspace.models.graph._network import GraphNetwork
 from weightspace.models.graph._options import ACTIVATIONS, EDGE_ROLES, NODE_ROLES, GraphOptions
 from weightspace.models.graph._plan import EdgeSet, GraphPlan, NodeSet, Place, graph_plan
+from weightspace.models.graph._probed import ProbedGraphNetwork
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,6 +20,7 @@ __all__ = [
     "GraphPlan",
     "NodeSet",
     "Place",
+    "ProbedGraphNetwork",
     "from_graph",
     "graph_plan",
     "join",

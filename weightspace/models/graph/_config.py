@@ -11,6 +11,8 @@ from torch import nn
 from weightspace.models._registry import MODELS, ModelConfig
 from weightspace.models.graph._network import GraphNetwork
 from weightspace.models.graph._options import GraphOptions, Layout, Types
+from weightspace.models.graph._plan import graph_plan
+from weightspace.models.graph._probed import ProbedGraphNetwork
 from weightspace.spec import WeightSpec
 
 Aggregation = Literal["mean", "sum", "max", "min", "std"]
@@ -28,6 +30,7 @@ class GraphConfig(ModelConfig):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"hidden": 64, "style": "pna", "layout": "neural-graphs"},
         "gmn": {"style": "gmn", "layout": "gmn"},
+        "any": {"types": "role"},
     }
 
     hidden: int = Field(32, ge=1, description="channels per unit and weight")
@@ -41,6 +44,15 @@ class GraphConfig(ModelConfig):
     )
     layout: Layout = Field("weightspace", description="how weights are laid out as a graph")
     types: Types = Field("tensor", description="types by role, alike for all networks, or one per tensor")
+    node_features: int | None = Field(
+        None, ge=1, description="width of node features; what the training networks need by default"
+    )
+    edge_features: int | None = Field(None, ge=1, description="width of edge features, likewise")
+    probes: int = Field(0, ge=0, description="learned inputs whose activations the nodes hold; 0 for none")
+    generator: Literal["none", "linear"] = Field("none", description="of the probes, as in model probe")
+    input_shape: tuple[int, ...] | None = Field(
+        None, description="of one probe, such as [3, 32, 32]; known for MLPs"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the head")
     head: int = Field(128, ge=1, description="hidden units of the head")
 
@@ -48,6 +60,33 @@ class GraphConfig(ModelConfig):
         self, spec: WeightSpec, architecture: Mapping[str, Any] | None, out_features: int | None
     ) -> nn.Module:
         """A graph network that reads weights of the spec."""
-        options = GraphOptions(layout=self.layout, types=self.types)
-        chosen = self.model_dump(exclude={"layout", "types"})
-        return GraphNetwork(spec, out_features, options=options, **chosen)
+        chosen = self.model_dump()
+        options = GraphOptions(**{name: chosen.pop(name) for name in _OF_GRAPHS})
+        probing = {name: chosen.pop(name) for name in _OF_PROBES}
+        if self.probes == 0:
+            return GraphNetwork(spec, out_features, options=options, **chosen)
+        network = self.network(architecture)
+        return ProbedGraphNetwork(network, spec, out_features, options=options, **probing, **chosen)
+
+    @property
+    def recommended(self) -> Mapping[str, Any]:
+        """Noise changes what units answer far more than the weights, so that it is left out with probes."""
+        return {**self.training, "augment": "sign"} if self.probes else self.training
+
+    @property
+    def runs_networks(self) -> bool:
+        """Whether there are probes."""
+        return self.probes > 0
+
+    def settled(self, spec: WeightSpec) -> GraphConfig | None:
+        """These options with the widths that the spec needs, for types by role."""
+        if self.types == "tensor":
+            return None
+        options = GraphOptions(**self.model_dump(include=set(_OF_GRAPHS)))
+        plan = graph_plan(spec, options)
+        widths = {"node_features": plan.node_features, "edge_features": plan.edge_features}
+        return self.model_copy(update=widths)
+
+
+_OF_GRAPHS = ("layout", "types", "node_features", "edge_features")
+_OF_PROBES = ("probes", "generator", "input_shape")
