@@ -28,6 +28,7 @@ from weightspace.devices import keep_freed_memory
 from weightspace.models import MODELS, model_config
 from weightspace.nets import MLP
 from weightspace.spec import Weights, WeightSpec
+from weightspace.tasks import Metanetwork
 
 NETWORK = MLP((2, 32, 32, 1), activation="sine", w0=30.0)
 CLASSES = 10
@@ -38,6 +39,10 @@ ROWS: dict[str, tuple[str, dict[str, Any], int]] = {
     "DWS, paper preset": ("dws", {"preset": "paper"}, 30),
     "NFN-HNP, 3 x 512, paper preset": ("nfn", {"preset": "paper"}, 1),
     "UNF": ("unf", {}, 30),
+    "graph, PNA style, hidden 32, 4 layers": ("graph", {}, 20),
+    "graph, PNA style, hidden 32, 4 layers, compiled": ("graph", {"compile": True}, 20),
+    "graph, GMN style, hidden 32, 4 layers": ("graph", {"preset": "gmn"}, 20),
+    "graph + 64 probes": ("graph", {"probes": 64}, 20),
     "64 probes + MLP": ("probe", {"probes": 64}, 100),
     "ProbeGen, paper preset": ("probe", {"preset": "paper"}, 100),
     "DeepSets": ("deepsets", {}, 30),
@@ -93,7 +98,11 @@ def _status(field: str) -> float:
 def build(name: str, options: dict[str, Any], spec: WeightSpec) -> nn.Module:
     torch.manual_seed(0)
     architecture = {"kind": "mlp", "arguments": NETWORK.arguments()}
-    return model_config(name, options).build(spec, architecture, CLASSES)
+    compiled = options.pop("compile", False)
+    model = Metanetwork(model_config(name, options).build(spec, architecture, CLASSES), None)
+    if compiled:
+        model.compile(dynamic=False)
+    return model
 
 
 def measure(
@@ -101,6 +110,7 @@ def measure(
 ) -> dict[str, Any]:
     """Operations and memory of the first step, and the times of those after it."""
     before = forget_peak()
+    options = dict(options)
     model = build(name, options, spec)
 
     def step() -> None:

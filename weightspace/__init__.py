@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from weightspace import align, datagen, datasets, merge, models, nets, tasks
     from weightspace.datagen import generate
     from weightspace.datasets import Compose, GaussianNoise, Normalisation, Permutation, SignFlip, ZooDataset
+    from weightspace.models import from_graph, to_graph
 
 __version__ = "0.1.0"
 
@@ -26,7 +27,9 @@ _NAMES = {
     "Permutation": "datasets",
     "SignFlip": "datasets",
     "ZooDataset": "datasets",
+    "from_graph": "models",
     "generate": "datagen",
+    "to_graph": "models",
 }
 
 __all__ = [
@@ -43,12 +46,14 @@ __all__ = [
     "datagen",
     "datasets",
     "errors",
+    "from_graph",
     "generate",
     "merge",
     "models",
     "nets",
     "spec",
     "tasks",
+    "to_graph",
     "zoo",
 ]
 
