@@ -26,7 +26,7 @@ from weightspace.zoo import Zoo
 # title: (model, what is set, epochs or None for models that are fitted in one go)
 FAMILIES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "flat MLP": ("mlp", {}, 30),
-    "flat MLP, aligned": ("mlp", {"model.align": True}, 30),
+    "aligned MLP": ("mlp", {"model.align": True}, 30),
     "statistics + trees": ("statistics", {}, None),
     "statistics + MLP": ("statistics", {"model.reader": "mlp"}, 60),
     "DeepSets": ("deepsets", {}, 60),
