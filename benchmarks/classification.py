@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "NFN-HNP": ("nfn", {}, 35),
     "UNF": ("unf", {}, 45),
     "graph network": ("graph", {}, 30),
-    "graph network + 64 probes": ("graph", {"model.probes": 64}, 30),
+    "graph network + 128 probes": ("graph", {"model.probes": 128}, 30),
     "64 probes": ("probe", {}, 60),
     "ProbeGen": ("probe", {"model.preset": "paper"}, 60),
 }

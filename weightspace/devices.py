@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from weightspace.errors import DeviceError
+from weightspace.errors import DeviceError, WeightspaceError
 
-__all__ = ["choose_device", "keep_freed_memory"]
+__all__ = ["choose_device", "keep_freed_memory", "memory_guard"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # beyond it glibc refuses
+# PyTorch has no class for these: its allocator on a CPU, and sizes beyond 64 bits
+_TOO_LARGE = (
+    "alloc_cpu",
+    "not enough memory",
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "integer multiplication overflow",
+    "Overflow when unpacking long",
+)
 
 
 def choose_device(name: str) -> str:
@@ -46,3 +57,25 @@ def keep_freed_memory() -> bool:
         return False
     kept = mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and kept)
+
+
+@contextmanager
+def memory_guard(message: str) -> Iterator[None]:
+    """Raise DeviceError with ``message`` when a tensor does not fit into memory, on a CPU or a GPU.
+
+    Example:
+        >>> with memory_guard("batch_size: too large for this machine"):
+        ...     torch.empty(2**60)
+        Traceback (most recent call last):
+        weightspace.errors.DeviceError: batch_size: too large for this machine
+    """
+    try:
+        yield
+    except WeightspaceError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError):
+        raise DeviceError(message) from None
+    except (RuntimeError, TypeError) as error:
+        if not any(sign in str(error) for sign in _TOO_LARGE):
+            raise
+        raise DeviceError(message) from None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weightspace.cli import run
+from weightspace.cli._output import counted
 from weightspace.nets import MLP
 from weightspace.tasks import load_run
 from weightspace.testing import tiny_zoo
@@ -164,6 +165,45 @@ def test_bad_rows_are_named_or_skipped_and_counted(document, refuse, runs, zoo, 
         )
         assert document(*command, "--skip-bad")["skipped"] == 1
     assert len(table(tmp_path / "p")) == Zoo.open(tmp_path / "e")["inr"].rows == 7
+
+
+def test_evaluations_of_another_zoo_stand_beside_those_of_the_own(document, call, runs, zoo, tmp_path):
+    other = tiny_zoo(networks=30, seed=7).save(tmp_path / "mine.h5")
+    own = document("evaluate", runs / "classes", *CPU)["figure"]
+    found = document("evaluate", runs / "classes", other, *CPU)["figure"]
+    digest = Zoo.open(other).digest.removeprefix("sha256:")[:8]
+    assert (own, found) == (
+        str(runs / "classes" / "test.png"),
+        str(runs / "classes" / f"test-mine-{digest}.png"),
+    )
+    code, out, _ = call("evaluate", runs / "classes", *CPU, "--split", "val")
+    assert code == 0
+    assert out.startswith("mlp on 8 val networks of ")
+
+
+def test_a_picture_of_several_sources_needs_the_right_one(refuse, call, zoo, tmp_path):
+    opened = Zoo.open(zoo)
+    sources = {"another": opened.sources["tiny"], "tiny": opened.sources["tiny"]}
+    path = Zoo(opened.populations, sources).save(tmp_path / "two.h5")
+    message = refuse("show", path, "-o", tmp_path / "two.png")
+    assert (
+        "stores signals of several sources, another, tiny; the population's protocol should name" in message
+    )
+    assert not (tmp_path / "two.png").exists()
+    named = replace(opened["inr"], protocol={"source": "tiny"})
+    assert (
+        call("show", Zoo({"inr": named}, sources).save(tmp_path / "one.h5"), "-o", tmp_path / "one.png")[0]
+        == 0
+    )
+
+
+def test_the_help_says_which_zoos_can_be_read(call):
+    assert "A zoo that the metanetwork can read." in " ".join(call("predict", "--help")[1].split())
+
+
+def test_counts_name_what_is_counted():
+    assert counted(1200, 3, "test") == "1,200 test networks (3 skipped)"
+    assert counted(5, 0) == "5 networks"
 
 
 def test_mistakes_in_the_options_of_a_task_are_one_line(refuse, zoo, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from weightspace.datasets import Normalisation, ZooDataset
 from weightspace.errors import ConfigError, TaskError
@@ -131,3 +132,29 @@ def test_scales_that_depend_on_shapes_alone():
     fitted = Normalisation.fit(ZooDataset(tiny_zoo(networks=10), None), "fan_in")
     assert fitted.std.tolist() == pytest.approx([2**-0.5, 1, 8**-0.5, 1, 8**-0.5, 1])
     assert_equivariant(normalise, spec, symmetries=["permutation"])
+
+
+def test_scales_count_what_is_summed():
+    """A transposed convolution with 3 input channels and 3 x 3 kernels sums 27 entries; a table sums nothing."""
+
+    class Tables(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.places = nn.Embedding(11, 6), nn.Parameter(torch.randn(1, 4, 6))
+            self.out = nn.Linear(6, 2)
+
+        def forward(self, index):
+            return self.out(torch.tanh(self.table(index) + self.places))
+
+    images = nn.Sequential(nn.ConvTranspose2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+    for net, inputs, expected in (
+        (images, torch.randn(2, 3, 6, 6), {"0.weight": 27, "0.bias": 1, "2.weight": 9, "2.bias": 1}),
+        (
+            Tables(),
+            torch.randint(11, (2, 4)),
+            {"places": 1, "table.weight": 1, "out.weight": 6, "out.bias": 1},
+        ),
+    ):
+        spec = WeightSpec.trace(net, inputs)
+        counts = Normalisation(spec, "fan_in").std ** -2
+        assert dict(zip(spec.tensors, counts.tolist(), strict=True)) == pytest.approx(expected)

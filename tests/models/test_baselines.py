@@ -137,6 +137,35 @@ def test_the_reference_is_saved_with_the_model():
     assert "reference" not in FlatMLP(spec, 3).state_dict()
 
 
+def test_the_reference_is_the_first_network_of_finite_weights():
+    spec = WeightSpec.mlp([2, 6, 1])
+    model = aligned_mlp(spec)
+    weights = random_weights(spec, (4,))
+    weights["layers.0.bias"][0, 2] = torch.nan
+    weights["layers.1.weight"][1, 0, 3] = torch.inf
+    with pytest.raises(SpecError, match=r"expected finite values, but tensor 'layers\.0\.bias' of pair 0"):
+        model(weights)  # not all of them can be matched; the next batch can
+    assert torch.equal(model.reference, spec.flatten(weights)[2])
+    assert torch.isfinite(model.eval()(random_weights(spec, (3,), seed=1))).all()
+    with pytest.raises(RunError, match="cannot align to a network whose weights are not all finite"):
+        aligned_mlp(spec)({name: w[:2] for name, w in weights.items()})
+
+
+def test_deepsets_are_built_without_memory():
+    with torch.device("meta"):
+        model = DeepSets(WeightSpec.mlp([2, 6, 1]), 3)
+    assert model.owner.shape == (25,)
+
+
+@pytest.mark.parametrize("build", [DeepSets, FlatMLP])
+def test_networks_come_in_one_batch(build):
+    spec = WeightSpec.mlp([2, 6, 1])
+    with pytest.raises(SpecError, match=r"weights: expected one batch axis, found shape \[\]"):
+        build(spec, 3).eval()(random_weights(spec))
+    with pytest.raises(ConfigError, match="hidden units of at least 1, found 3 and 4, 0"):
+        build(spec, 3, hidden=(4, 0))
+
+
 def test_gradients_pass_through_the_alignment():
     spec = WeightSpec.mlp([2, 6, 1])
     model = aligned_mlp(spec)

@@ -1,6 +1,8 @@
 """The equivariant layer: equivariant, complete, and equal to the published counts."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightspace.errors import ConfigError, SpecError
-from weightspace.models import EquivariantLinear, Orbits
-from weightspace.spec import Cell, Dim, Group, TensorSpec, WeightSpec
-from weightspace.testing import assert_equivariant, mixed_spec, random_spec, random_weights, tiny_specs
+from weightspace.models import DWS, UNF, EquivariantLinear, Orbits, free_ends
+from weightspace.models._pooling import _PoolAxes, _PoolAxesForward, _reduce
+from weightspace.spec import Cell, Dim, Group, TensorSpec, WeightSpec, cell_view
+from weightspace.testing import (
+    assert_equivariant,
+    mixed_spec,
+    networks,
+    random_spec,
+    random_weights,
+    tiny_specs,
+)
 
 SPECS = {**tiny_specs(), "mixed": mixed_spec()}
 
@@ -36,12 +46,192 @@ def test_it_is_equivariant(name, pooling):
     assert_equivariant(OnWeights(SPECS[name], 3, pooling=pooling), SPECS[name])
 
 
+def residual(depth):
+    """Blocks h = relu(up x), x += down h, on one stream."""
+    groups = {"stream": 4, **{f"hidden{at}": 3 for at in range(depth)}}
+    ups = {f"up{at}": [f"hidden{at}", "stream"] for at in range(depth)}
+    downs = {f"down{at}": ["stream", f"hidden{at}"] for at in range(depth)}
+    return dense(groups, **ups, **downs)
+
+
 @pytest.mark.parametrize("mixing", ["full", "shared", "none"])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_every_mixing_is_equivariant(mixing, batch):
     torch.manual_seed(0)
-    for spec in (mixed_spec(), WeightSpec.mlp([2, 4, 5, 3, 1])):
-        assert_equivariant(OnWeights(spec, 3, global_mixing=mixing), spec, batch=(batch,))
+    for spec in (mixed_spec(), WeightSpec.mlp([2, *[3] * 9, 1]), residual(12)):
+        model = OnWeights(spec, 3, global_mixing=mixing)
+        assert_equivariant(model, spec, batch=(batch,))
+        assert bool(model.layer.hub) == (mixing == "shared" and len(spec.tensors) > 4)
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer_encoder", "resnet18", "lenet"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_it_is_equivariant_on_traced_networks(name, batch):
+    case = networks("core")[name]
+    spec = WeightSpec.trace(case.build(), case.inputs(), outputs=case.outputs, verify=False)
+    spec, _ = free_ends(spec, units=False, wide=16)
+    torch.manual_seed(0)
+    assert_equivariant(OnWeights(spec, 2, global_mixing="shared"), spec, batch=(batch,))
+
+
+@pytest.mark.parametrize("mixing", ["full", "shared", "none"])
+def test_who_reaches_whom(mixing):
+    """The first bias and the last weight share no group: they meet only where everything does."""
+    spec = WeightSpec.mlp([2, *[3] * 9, 1])
+    torch.manual_seed(0)
+    model = OnWeights(spec, global_mixing=mixing, pooling=("mean",))
+    assert bool(model.layer.hub) == (mixing == "shared")
+    weights = {name: w.requires_grad_() for name, w in random_weights(spec, (2,)).items()}
+    out = model(weights)
+    (near, far) = torch.autograd.grad(
+        out["layers.0.bias"].sum(),
+        [weights["layers.0.weight"], weights["layers.9.weight"]],
+        allow_unused=True,
+    )
+    assert near.abs().min() > 0
+    if mixing == "none":
+        assert far is None or not far.any()
+    else:
+        assert far.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["mixed", "stretched", "gru"])
+def test_no_layout_in_memory_matters(name):
+    """Networks innermost, as in ``spec.unflatten(array.T)``: cells that are part of a tensor are read through views."""
+    spec = {"mixed": mixed_spec(), "stretched": concatenated(), "gru": COUNTS["GRU 2-4-1"][0]}[name]
+    orbits, flat = Orbits(spec), torch.randn(spec.num_parameters, 5)
+    expected = orbits.gather(spec.unflatten(flat.T.contiguous()))
+    found = orbits.gather(spec.unflatten(flat.T))
+    relaid = {k: w.movedim(0, -1).contiguous().movedim(-1, 0) for k, w in spec.unflatten(flat.T).items()}
+    for t, x in expected.items():
+        assert torch.equal(found[t], x)
+        assert torch.equal(orbits.gather(relaid)[t], x)
+
+
+def test_a_view_of_scattered_entries_is_refused():
+    cell = concatenated().tensors["w"].cells[1]
+    flat = torch.arange(30.0).view(2, 15)
+    assert torch.equal(cell_view(flat, cell)[1], flat[1].view(3, 5)[:, 3:])
+    assert torch.equal(cell_view(torch.cat([flat, flat])[2:], cell)[0], flat[0].view(3, 5)[:, 3:])
+    with pytest.raises(SpecError, match=r"cell_view: expected entries next to each other .*, found stride 2"):
+        cell_view(flat.T.contiguous().T, cell)
+
+
+def test_the_batch_is_one_axis():
+    spec = SPECS["2-4-1 sine"]
+    for batch in ((), (2, 3)):
+        with pytest.raises(SpecError, match=r"weights: expected one batch axis, found shape \[(2, 3)?\]"):
+            Orbits(spec).gather(random_weights(spec, batch))
+    out = OnWeights(mixed_spec())(random_weights(mixed_spec(), (0,)))
+    assert {name: tuple(w.shape) for name, w in out.items()} == {
+        name: (0, *tensor.shape) for name, tensor in mixed_spec().tensors.items()
+    }
+
+
+def test_a_bias_that_a_norm_takes_away_can_be_left_out():
+    """That of a diagonal is not constant over positions, and stays."""
+    spec = dense({"h": 4}, w=["h", "h"], b=["h"])
+    every = EquivariantLinear(Orbits(spec), 1, 1)
+    uneven = EquivariantLinear(Orbits(spec), 1, 1, even_bias=False)
+    assert set(every.bias) == {"g0", "g0_g0", "g0_g0_eq01"}
+    assert set(uneven.bias) == {"g0_g0_eq01"}
+    torch.manual_seed(0)
+    stack = UNF(spec, 3, hidden=4, layers=1).stack
+    torch.nn.init.normal_(stack.blocks[0].bias["g0_g0_eq01"])
+    found = next(
+        x for t, x in stack({"w": torch.zeros(2, 4, 4), "b": torch.zeros(2, 4)}).items() if len(t) == 2
+    )
+    assert (found[:, 0, 0] - found[:, 0, 1]).abs().max() > 0.1
+    assert (found[:, 0, 1] - found[:, 1, 0]).abs().max() == 0
+
+
+# -- pooling -----------------------------------------------------------------------------------------------
+
+
+CASES = [
+    ((2, 3, 4, 2), (1, 2), ("sum", "mean", "max")),
+    ((2, 3, 4, 2), (1, 2), ("max",)),
+    ((2, 3, 2), (1,), ("mean",)),
+    ((2, 1, 3, 2), (1, 2), ("sum", "max")),
+    ((2, 1, 2), (1,), ("sum", "max")),
+    ((1, 2, 1, 3, 1), (1, 2, 3), ("max", "mean")),
+]
+
+
+@pytest.mark.parametrize(("shape", "axes", "pooling"), CASES)
+def test_gradients_of_pools(shape, axes, pooling):
+    """First and second, backwards and forwards, against finite differences."""
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(
+        lambda x: _PoolAxesForward.apply(x, axes, pooling), x, check_forward_ad=True, check_batched_grad=True
+    )
+    torch.autograd.gradgradcheck(lambda x: _PoolAxes.apply(x, axes, pooling), x)
+
+
+@pytest.mark.parametrize(("shape", "axes", "pooling"), CASES)
+@pytest.mark.parametrize("used", ["all", "last"])
+def test_gradients_of_pools_are_those_of_autograd(shape, axes, pooling, used):
+    """Also of ties, of some of the outputs alone; and the gradients that come in are left as they were."""
+    torch.manual_seed(0)
+    x = torch.randint(3, shape).double().requires_grad_()
+    plain = [_reduce(x, how, axis) for axis in axes for how in pooling]
+    ours = list(_PoolAxes.apply(x, axes, pooling))
+    if used == "last":
+        plain, ours = plain[-1:], ours[-1:]
+    gradients = [torch.randn_like(part) for part in plain]
+    before = [gradient.clone() for gradient in gradients]
+    (expected,) = torch.autograd.grad(plain, x, gradients)
+    (found,) = torch.autograd.grad(ours, x, gradients)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, before, strict=True))
+
+
+@pytest.mark.parametrize("pooling", [("mean", "max"), ("max",)])
+@pytest.mark.parametrize("out", [2, None])
+def test_derivatives_of_a_network_forwards_and_backwards_agree(out, pooling):
+    spec = WeightSpec.mlp([1, 3, 2, 1])
+    torch.manual_seed(0)
+    model = DWS(spec, out, hidden=3, layers=2, head=4, pooling=pooling).double().eval()
+
+    def read(flat):
+        found = model(spec.unflatten(flat[None]))
+        return found if out else spec.flatten(found)
+
+    flat = torch.randn(spec.num_parameters, dtype=torch.float64)
+    forwards = torch.func.jacfwd(read)(flat)
+    backwards = torch.autograd.functional.jacobian(read, flat)
+    assert forwards.abs().max() > 1e-3
+    torch.testing.assert_close(forwards, backwards)
+    _, tangent = torch.func.jvp(read, (flat,), (torch.ones_like(flat),))
+    torch.testing.assert_close(tangent, forwards.sum(-1))
+
+
+COMPILED = """
+import torch
+from weightspace.models import DWS, UNF
+from weightspace.spec import WeightSpec
+from weightspace.testing import mixed_spec, random_weights
+
+for spec, kind in ((WeightSpec.mlp([2, 4, 3, 1]), DWS), (mixed_spec(), UNF)):
+    for out in (2, None):
+        torch.manual_seed(0)
+        model = kind(spec, out, hidden=4, layers=1)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        gradients = []
+        for run in (compiled, model):
+            found = run(random_weights(spec, (3,)))
+            found = found if out else spec.flatten(found)
+            model.zero_grad()
+            found.square().sum().backward()
+            gradients.append([found, *(p.grad for p in model.parameters())])
+        torch.testing.assert_close(*gradients)
+"""
+
+
+def test_it_compiles_without_a_break():
+    """In a process of its own: the checks of annotations that tests run under cannot be compiled."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", COMPILED], check=True)
 
 
 # -- complete: every linear map that commutes with the group, and each of them once ------------------------
@@ -242,15 +432,33 @@ def test_what_cannot_be_folded_is_refused():
         Orbits(WeightSpec.mlp([784, 4, 10]))
     with pytest.raises(ConfigError, match="expected some of mean, max, sum, found \\['median'\\]"):
         EquivariantLinear(Orbits(SPECS["2-4-1 sine"]), 1, 1, pooling=("median",))
+    for widths, found in (((3, 16, 16), "3 x 16 x 16"), ((2, 8, 17), "axis 3 has 17")):
+        spec = dense({"h": 4}, patches=["h", *widths])
+        with pytest.raises(SpecError, match=f"tensor 'patches': .*{found} fixed indices"):
+            Orbits(spec)
+    assert Orbits(WeightSpec.mlp([16, 16])).entries[()] == 272, "256 of them in each cell"
+    with pytest.raises(ConfigError, match=r"pooling: expected a sequence of names such as \('mean',\)"):
+        EquivariantLinear(Orbits(SPECS["2-4-1 sine"]), 1, 1, pooling="mean")
+    with pytest.raises(ConfigError, match="channels: expected at least one, found 0 -> 4"):
+        EquivariantLinear(Orbits(SPECS["2-4-1 sine"]), 0, 4)
     with pytest.raises(ConfigError, match="global_mixing: expected full, shared, none, found 'some'"):
         EquivariantLinear(Orbits(SPECS["2-4-1 sine"]), 1, 1, global_mixing="some")
 
 
+def sizes(spec_of, mixing):
+    layers = [EquivariantLinear(Orbits(spec_of(depth)), 8, 8, global_mixing=mixing) for depth in (10, 20, 40)]
+    assert all(bool(layer.hub) == (mixing == "shared") for layer in layers)
+    return [sum(p.numel() for p in layer.parameters()) for layer in layers]
+
+
 @pytest.mark.parametrize("mixing", ["shared", "none"])
 def test_parameters_grow_linearly_with_depth(mixing):
-    def size(depth):
-        orbits = Orbits(WeightSpec.mlp([2, *[4] * depth, 1]))
-        return sum(p.numel() for p in EquivariantLinear(orbits, 8, 8, global_mixing=mixing).parameters())
-
-    ten, twenty, forty = size(10), size(20), size(40)
+    ten, twenty, forty = sizes(lambda depth: WeightSpec.mlp([2, *[4] * depth, 1]), mixing)
     assert forty - twenty == 2 * (twenty - ten)
+
+
+def test_on_a_residual_stream_they_do_if_all_of_them_meet_in_a_vector():
+    ten, twenty, forty = sizes(residual, "shared")
+    assert forty - twenty == 2 * (twenty - ten)
+    ten, twenty, forty = sizes(residual, "none")
+    assert forty - twenty > 3 * (twenty - ten), "the tensors of a stream share its group"

@@ -1,5 +1,6 @@
 """Metanetworks: what they are invariant to, what they are not, and that they can learn."""
 
+import inspect
 import re
 
 import numpy as np
@@ -11,8 +12,12 @@ from weightspace.errors import ConfigError, RunError, SpecError
 from weightspace.models import (
     DWS,
     MODELS,
+    NFN,
+    UNF,
+    DeepSets,
     FlatMLP,
     Probe,
+    SetAttention,
     StatisticsMLP,
     StatisticsTrees,
     model_config,
@@ -175,6 +180,35 @@ def test_trees_are_saved_and_loaded(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_trees_say_what_they_cannot_do():
+    spec = WeightSpec.mlp([2, 4, 1])
+    weights = {name: w.requires_grad_() for name, w in random_weights(spec, (30,)).items()}
+    torch.manual_seed(0)
+    trees = StatisticsTrees(spec, 2, iterations=2)
+    with pytest.raises(RunError, match="model statistics: the trees are not fitted; call fit_once, or load"):
+        trees(weights)
+    for labels in (torch.arange(30) % 3, torch.arange(30) % 2 - 1):
+        with pytest.raises(ConfigError, match=r"expected labels in 0 ... 1, found (0 ... 2|-1 ... 0)"):
+            trees.fit_once(weights, labels)
+    trees.fit_once(weights, torch.arange(30) % 2)
+    assert trees(weights).shape == (30, 2)
+    assert trees(random_weights(spec, (0,))).shape == (0, 2)
+    trees.fit_once(weights, torch.randn(30, requires_grad=True))
+    with pytest.raises(ConfigError, match="statistics: expected out_features of at least 1, found 0"):
+        StatisticsTrees(spec, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_of_half_precision_are_numbers_of_single(dtype):
+    spec = WeightSpec.mlp([2, 4, 1])
+    weights = {name: w.to(dtype) for name, w in random_weights(spec, (5,)).items()}
+    found = statistics(spec, weights)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, statistics(spec, {name: w.float() for name, w in weights.items()}))
+    model = StatisticsMLP(spec, 2, hidden=(4,)).to(torch.bfloat16).eval()
+    assert model(weights).dtype == torch.bfloat16
+
+
 def test_trees_of_foreign_types_are_refused(tmp_path):
     import skops.io
 
@@ -219,6 +253,63 @@ def test_every_model_is_built_from_its_options(name):
     model = model_config(name, options).build(spec_of(net), {"kind": "mlp", "arguments": net.arguments()}, 3)
     assert model.eval()(random_weights(spec_of(net), (4,))).shape == (4, 3)
     assert re.search(r"arXiv:\d{4}\.\d{5}", MODELS[name].paper)
+
+
+CLASSES = {"dws": DWS, "nfn": NFN, "unf": UNF, "mlp": FlatMLP, "deepsets": DeepSets, "probe": Probe}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_and_options_have_the_same_defaults(name):
+    given = inspect.signature(CLASSES[name]).parameters
+    fields = {key: field.default for key, field in MODELS[name].model_fields.items()}
+    assert fields == {key: given[key].default for key in fields}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "statistics"])
+def test_no_networks_give_no_rows_and_layouts_do_not_matter(name):
+    net = MLP((2, 5, 1))
+    spec = spec_of(net)
+    torch.manual_seed(0)
+    model = model_config(name).build(spec, {"kind": "mlp", "arguments": net.arguments()}, 3).eval()
+    if name != "graph":
+        assert model(random_weights(spec, (0,))).shape == (0, 3)
+    flat = torch.randn(spec.num_parameters, 4)
+    expected = model(spec.unflatten(flat.T.contiguous()))
+    torch.testing.assert_close(model(spec.unflatten(flat.T)), expected)
+
+
+def test_the_preset_of_dws_has_the_published_sizes():
+    spec = WeightSpec.mlp([2, 6, 6, 1])
+    model = model_config("dws", {"preset": "paper"}).build(spec, None, 10)
+    assert len(model.stack.blocks) == 5
+    assert {block.pooling for block in model.stack.blocks} == {("max",)}
+    assert [layer.heads for layer in model.modules() if isinstance(layer, SetAttention)] == [8] * 5
+    (read,) = model.head.read
+    assert read.out_features == 10
+    assert_invariant(settled(model, spec), spec)
+    assert model_config("dws", {"preset": "paper"}).build(spec, None, None).stack.blocks
+
+
+def test_the_preset_of_nfn_has_the_published_sizes():
+    spec = WeightSpec.mlp([2, 3, 1])
+    config = model_config("nfn", {"preset": "paper"})
+    model = config.build(spec, None, 10)
+    assert model.stack.encoding.channels == 256
+    assert [(block.in_channels, block.out_channels) for block in model.stack.blocks] == [
+        (256, 512),
+        (512, 512),
+        (512, 512),
+    ]
+    linear = [layer for layer in model.head.read if isinstance(layer, torch.nn.Linear)]
+    assert [layer.out_features for layer in linear] == [1000, 1000, 10]
+    dropped = [layer.p for layer in model.head.read if isinstance(layer, torch.nn.Dropout)]
+    assert dropped == [0.1, 0.1]
+    assert_invariant(model.eval(), spec, tolerance={torch.float32: 1e-4})
+    assert model_config("nfn", {"head": 7}).build(spec, None, 2).head.read[-1].in_features == 7
+    for head in (0, [3, 0], "many"):
+        message = r"model\.head: input should be an integer of at least 1, or several"
+        with pytest.raises(ConfigError, match=message):
+            model_config("nfn", {"head": head})
 
 
 def test_what_a_model_cannot_read_is_refused():

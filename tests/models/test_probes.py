@@ -121,7 +121,8 @@ def test_probes_see_the_function_alone(name, generator):
 @pytest.mark.parametrize("name", CASES)
 def test_a_batch_answers_as_each_network_alone(name):
     network, spec, shape = CASES[name]
-    model = Probe(network, 3, input_shape=shape, probes=4, generator="linear", norm="none", hidden=(8,))
+    options = {"input_shape": shape, "probes": 4, "generator": "linear", "norm": "none", "dropout": 0.0}
+    model = Probe(network, 3, hidden=(8,), **options)
     weights = batch_of(spec)
     network = siren() if name == "coordinates" else classifier()
     for row, found in enumerate(model(weights)):
@@ -176,11 +177,86 @@ def test_the_preset_is_what_was_published():
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in model.read)
 
 
+def test_the_preset_binds_images():
+    """As in the authors' code; coordinates never are."""
+    options = {"preset": "paper", "input_shape": (2,)}
+    assert model_config("probe", options).bound
+    assert GeneratedProbes((3, 8, 8), 2, bound=True).bound
+    assert not GeneratedProbes((2,), 2, bound=True).bound
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["numbers", "units", "some units"])
+def test_networks_are_complete_or_refused(name, kind):
+    """What is missing would be that of the network that lends its computation."""
+    network, spec, shape = CASES[name]
+    if kind == "numbers":
+        model = Probe(network, 3, input_shape=shape, probes=2).eval()
+    else:
+        model = ProbeFeatures(network, spec, input_shape=shape, probes=2, partial=kind == "some units")
+    weights = batch_of(spec)
+    model(weights)
+    for missing in weights:
+        with pytest.raises(
+            SpecError, match=f"weights: '{missing}' is missing, which the network that is run"
+        ):
+            model({key: w for key, w in weights.items() if key != missing})
+    with pytest.raises(SpecError, match="weights: the network that is run has no tensor 'other'"):
+        model({**weights, "other": torch.zeros(6)})
+    first = next(iter(weights))
+    for wrong in (weights[first][..., :1], weights[first][0], weights[first][None]):
+        with pytest.raises(SpecError, match=rf"expected '{first}' of shape \(batch, .*, found "):
+            model({**weights, first: wrong})
+    with pytest.raises(SpecError, match="expected the same number of networks in every tensor"):
+        model({**weights, first: weights[first][:2]})
+
+
+def test_tied_tensors_have_two_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.down.weight = self.up.weight
+
+        def forward(self, x):
+            return self.down(self.up(x).tanh())
+
+    model = Probe(Tied(), 2, input_shape=(3,), probes=2).eval()
+    weights = {
+        "up.weight": torch.randn(4, 3, 3),
+        "up.bias": torch.randn(4, 3),
+        "down.bias": torch.randn(4, 3),
+    }
+    other = {("down.weight" if name == "up.weight" else name): w for name, w in weights.items()}
+    torch.testing.assert_close(model(weights), model(other))
+
+
+def test_modules_may_be_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.second(input=self.first(x).tanh())
+
+    network = Keyword()
+    spec = WeightSpec.trace(network, torch.zeros(2, 3), verify=False)
+    weights, probes = batch_of(spec), torch.randn(5, 3)
+    (found,) = unit_activations(network, spec, weights, probes).values()
+    z = torch.einsum("nij,pj->nip", weights["first.weight"], probes) + weights["first.bias"][..., None]
+    torch.testing.assert_close(found, z.tanh())
+
+
 def test_bad_options_are_refused():
     with pytest.raises(ConfigError, match="generator: expected one of none, linear, found 'deep'"):
         Probe(siren(), 3, generator="deep")
     with pytest.raises(ConfigError, match="norm: expected batch or none, found 'layer'"):
         Probe(siren(), 3, norm="layer")
+    with pytest.raises(ConfigError, match=r"inputs of shape \(4, 3\): .*missing 1 required positional"):
+        Probe(nn.Bilinear(3, 3, 2), 3, input_shape=(4, 3))
+    with pytest.raises(ConfigError, match="hidden units of at least 1, found 3 and -1"):
+        Probe(siren(), 3, hidden=(-1,))
     with pytest.raises(ConfigError, match=r"probes: expected at least one, .*, found 0 of shape \(2,\)"):
         Probe(siren(), 3, probes=0)
     with pytest.raises(
@@ -353,9 +429,9 @@ def test_nodes_hold_what_units_answer():
     network, spec, _ = CASES["coordinates"]
     model = ProbedGraphNetwork(network, spec, 3, probes=5, hidden=4, layers=1)
     weights = batch_of(spec, 2)
-    units, inputs, outputs = model.probe.with_ends(weights)
+    units, answers = model.probe.with_answers(weights)
+    inputs, outputs = model.probe.probes.mT, answers.mT
     assert torch.equal(units["hidden0"], ProbeFeatures.forward(model.probe, weights)["hidden0"])
-    assert torch.equal(inputs, model.probe.probes.mT)
     network = siren()
     network.load_state_dict({name: tensor[1] for name, tensor in weights.items()})
     torch.testing.assert_close(outputs[1], network(model.probe.probes).mT)

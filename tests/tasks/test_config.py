@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from weightspace.errors import ConfigError, RunError
+from weightspace.models import MODELS
 from weightspace.tasks import TASKS, Classification, TrainConfig, load_config, train_config
 
 
@@ -17,6 +18,16 @@ def test_defaults_come_from_the_model():
     assert (plain.learning_rate, plain.augment) == (1e-3, "")
     given = train_config({"zoo": "a.h5", "model": "dws", "learning_rate": 0.1, "augment": ""})
     assert (given.learning_rate, given.augment) == (0.1, "")
+
+
+def test_the_model_may_recommend_any_field(monkeypatch):
+    monkeypatch.setattr(MODELS["mlp"], "training", {"normalisation": "entry", "epochs": 3})
+    config = train_config({"zoo": "a.h5", "model": "mlp"})
+    assert (config.normalisation, config.epochs) == ("entry", 3)
+    assert train_config({"zoo": "a.h5", "model": "mlp"}, {"normalisation": "none"}).normalisation == "none"
+    for changes in ({"model.types": "role"}, {"model.preset": "any"}):
+        assert train_config({"zoo": "a.h5", "model": "graph"}, changes).normalisation == "fan_in"
+    assert train_config({"zoo": "a.h5", "model": "graph"}).normalisation == "tensor"
 
 
 def test_options_have_two_names():
@@ -36,7 +47,11 @@ def test_options_have_two_names():
         ),
         ({}, {"epochs": 0}, "train: epochs: input should be greater than or equal to 1, found 0"),
         ({}, {"batch_size": 1}, "train: batch_size: input should be greater than or equal to 2, found 1"),
-        ({}, {"normalisation": "layer"}, "train: normalisation: input should be 'tensor', 'entry' or 'none'"),
+        (
+            {},
+            {"normalisation": "layer"},
+            "train: normalisation: input should be 'tensor', 'entry', 'fan_in' or 'none'",
+        ),
         ({}, {"model.hiden": 3}, "model.hiden: unknown option of dws; expected one of hidden, layers"),
         ({"model": "cnn"}, {}, "model: expected one of dws, nfn, unf"),
         ({}, {"model": ["dws"]}, "model: "),

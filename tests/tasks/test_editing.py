@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from weightspace.datasets import Normalisation, ZooDataset
-from weightspace.errors import ConfigError, OutputError, RunError, TaskError
+from weightspace.errors import ConfigError, OutputError, RunError, TaskError, ZooError
 from weightspace.models import DWS
 from weightspace.nets import MLP, build, coordinate_grid
 from weightspace.tasks import (
@@ -295,6 +295,55 @@ def test_networks_that_render_otherwise_are_refused(zoo, trained, tmp_path):
     with pytest.raises(RunError, match=r"runs networks of architecture .*0\.5.* are .*0\.0"):
         edit(trained, path, tmp_path / "edited.h5", device="cpu")
     assert build(other.architecture)(coordinate_grid((2, 2))).shape == (4, 1)
+
+
+def test_edits_are_for_the_weight_space_that_was_trained(zoo, tmp_path):
+    """Of graph networks, too, that read any other."""
+    values = {"zoo": str(zoo), "model": "graph", "task": "editing", "epochs": 1, "batch_size": 8}
+    changes = {"model.hidden": 4, "model.layers": 1, "model.types": "role", "normalisation": "fan_in"}
+    fit(train_config(values, changes), tmp_path / "run")
+    other = tiny_zoo(networks=10, hidden=(5, 5)).save(tmp_path / "other.h5")
+    message = r"found \[5, 2\]\); task editing is for networks like those of training alone, whatever the metanetwork$"
+    with pytest.raises(RunError, match=message):
+        edit(tmp_path / "run", other, tmp_path / "edited.h5", device="cpu")
+
+
+def test_of_several_sources_the_population_or_the_recipe_names_one(zoo):
+    opened = Zoo.open(zoo)
+    inr, tiny = opened["inr"], opened.sources["tiny"]
+    other = Source(np.zeros((60, 6, 6), dtype=np.float32), np.arange(60))
+    sources = {"another": other, "tiny": tiny}
+    own = replace(inr, protocol={**inr.protocol, "source": "tiny"})
+    expected = targets_of(opened)
+    assert expected.std() > 0
+    for found in (Zoo({"inr": own}, sources), Zoo({"inr": inr}, sources, {"source": {"kind": "tiny"}})):
+        assert torch.equal(targets_of(found), expected)
+    for unclear in (None, {"source": "tiny"}, {"source": {"kind": "third"}}):
+        with pytest.raises(
+            ZooError, match=r"several sources, another, tiny; the population's protocol should name its own"
+        ):
+            targets_of(Zoo({"inr": inr}, sources, unclear))
+
+
+def targets_of(zoo):
+    dataset = ZooDataset(zoo, "test", target=None)
+    return Editing.from_data(dataset, EditingOptions()).targets(dataset)
+
+
+def test_large_images_are_rendered_in_smaller_blocks(zoo, monkeypatch):
+    import weightspace.tasks._editing as room
+
+    dataset = ZooDataset(zoo, None, target=None)
+    task = Editing.from_data(dataset, EditingOptions(of="rendered", side=10))
+    expected = task.reference(dataset)
+    sizes, forward = [], task.render
+    monkeypatch.setattr(
+        task, "render", lambda weights: sizes.append(len(weights["layers.0.bias"])) or forward(weights)
+    )
+    task.render.grid = forward.grid
+    monkeypatch.setattr(room, "BLOCK_PIXELS", 700)
+    torch.testing.assert_close(task.reference(dataset), expected, rtol=1e-5, atol=1e-6)
+    assert (max(sizes), sum(sizes)) == (7, 60)
 
 
 def test_a_run_of_another_version_is_refused(trained, tmp_path):

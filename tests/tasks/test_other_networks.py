@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weightspace.errors import RunError
+from weightspace.models import GraphNetwork, GraphOptions, to_graph
 from weightspace.tasks import evaluate, load_run, predict, train, train_config
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import Zoo
@@ -57,13 +58,15 @@ def test_networks_of_any_architecture_are_read(zoo, deeper, tmp_path, model, cha
     population = Zoo.open(deeper)["deep"]
     loaded = load_run(run)
     reader = loaded.reader_of(population, "deeper.h5")
-    element = population.spec.random_element((30,), generator=torch.Generator().manual_seed(0))
+    # graphs are invariant to permutations alone, probes to signs as well
+    symmetries = ("permutation",) if model == "graph" else None
+    element = population.spec.random_element(
+        (30,), generator=torch.Generator().manual_seed(0), symmetries=symmetries
+    )
     weights = population.spec.unflatten(torch.tensor(population.weights[:]))
     with torch.no_grad():
         out, moved = reader(weights), reader(population.spec.act(element, weights))
-    symmetric = model == "probe"  # graphs are not invariant to signs
-    if symmetric:
-        torch.testing.assert_close(moved, out, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(moved, out, rtol=1e-3, atol=1e-4)
     with (tmp_path / "deep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["prediction"]) for row in rows] == out.argmax(-1).tolist()
@@ -71,6 +74,33 @@ def test_networks_of_any_architecture_are_read(zoo, deeper, tmp_path, model, cha
     scored = evaluate(run, deeper, population="deep", device="cpu")
     assert scored.networks == len(population.network[population.split[population.network] == 2])
     assert loaded.reader_of(Zoo.open(deeper)["same"], "deeper.h5") is loaded.network
+
+
+@pytest.mark.parametrize("style", ["pna", "gmn"])
+def test_other_networks_are_read_as_graphs_of_their_own(zoo, deeper, tmp_path, style):
+    """What is predicted is what the parameters of the run say of the normalised weights as sparse graphs."""
+    run = load_run(trained(zoo, tmp_path / "run", "graph", {**ANY, "model.style": style}))
+    population = Zoo.open(deeper)["deep"]
+    weights = population.spec.unflatten(torch.tensor(population.weights[:]))
+    fan_in = (2, 1, 5, 1, 7, 1, 6, 1)  # of weight and bias of each layer
+    normalised = {name: w * fan**0.5 for (name, w), fan in zip(weights.items(), fan_in, strict=True)}
+    config = run.config.model_options().settled(run.spec)
+    options = GraphOptions(
+        types="role", node_features=config.node_features, edge_features=config.edge_features
+    )
+    sparse = GraphNetwork(
+        None,
+        3,
+        options=options,
+        **config.model_dump(
+            include={"hidden", "layers", "style", "aggregation", "head", "dropout", "fourier"}
+        ),
+    )
+    sparse.load_state_dict(run.network.model.state_dict())
+    with torch.no_grad():
+        expected = sparse.eval()(to_graph(population.spec, normalised, options=options))
+        found = run.reader_of(population, "deeper.h5")(weights)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_graph_network_reads_the_training_networks_as_it_did(zoo, tmp_path):
@@ -93,7 +123,7 @@ def test_a_graph_network_reads_the_training_networks_as_it_did(zoo, tmp_path):
         ("dws", {}),
         ("mlp", {}),
         ("graph", {}),
-        ("graph", {"model.types": "role"}),
+        ("graph", {"model.types": "role", "normalisation": "tensor"}),
         ("graph", {"normalisation": "fan_in"}),
     ],
 )

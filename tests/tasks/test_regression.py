@@ -139,3 +139,18 @@ def test_missing_targets_are_refused_or_skipped(zoo, tmp_path):
     )
     assert report.skipped == 2
     assert np.isfinite(report.metrics["mean_absolute_error"])
+
+
+def test_scores_of_targets_with_a_large_mean():
+    """Mean 10,000 and deviation 1: float32 would lose the differences in the squares."""
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(2000, generator=generator)
+    found = true + 0.5 * torch.randn(2000, generator=generator)
+    large = Regression(1e4, 1.0).scores(found[:, None], true)
+    t, f = true.double(), found.double()
+    expected = 1 - float((f - t).square().sum() / (t - t.mean()).square().sum())
+    assert large["r2"] == pytest.approx(expected, rel=1e-6)
+    assert large == pytest.approx(Regression(0.0, 1.0).scores(found[:, None], true), rel=1e-6)
+    shares = Regression(0.0, 1.0, RegressionOptions(loss="bce")).scores(found[:, None], true.sigmoid())
+    error = (f.sigmoid() - true.sigmoid().double()).abs().mean()
+    assert shares["mean_absolute_error"] == pytest.approx(float(error), rel=1e-6)

@@ -252,6 +252,20 @@ def test_targets_that_do_not_suit_are_named(zoo, tmp_path):
         with pytest.raises(TaskError, match=message):
             fit(config_of(zoo, target=target), tmp_path / "run")
     inr = Zoo.open(zoo)["inr"]
+    for values, message in [
+        (inr.labels["label"].astype(np.float32), r"found torch\.float32 from 0\.0; store them as integers$"),
+        (inr.labels["label"].astype(np.float32) + 0.5, r"found torch\.float32 from 0\.5$"),
+        (inr.labels["label"] - 1, r"found torch\.int64 from -1$"),
+        (
+            inr.labels["label"] + 10**12,
+            r"'label' is out of range: expected class numbers below 1,240 for 24 networks",
+        ),
+    ]:
+        other = Zoo({"inr": replace(inr, labels={"label": values})}).save(
+            tmp_path / "other.h5", overwrite=True
+        )
+        with pytest.raises(TaskError, match=message):
+            fit(config_of(other), tmp_path / "run")
     single = Zoo({"inr": replace(inr, labels={"label": np.zeros(40, np.int64)})}).save(tmp_path / "single.h5")
     with pytest.raises(TaskError, match="target 'label' has only one class"):
         fit(config_of(single), tmp_path / "run")

@@ -28,7 +28,7 @@ def command(
     from weightspace.tasks import evaluate
 
     report = evaluate(run, zoo, split=split, population=population, device=device, skip_bad=skip_bad)
-    which = counted(report.networks, report.skipped).replace(" ", f" {split} ", 1)
+    which = counted(report.networks, report.skipped, split)
     text = f"{report.model} on {which} of {report.zoo}: {_scores(report.metrics)}\n{report.figure}"
     if report.reference:
         text += f"\nwithout the metanetwork: {_scores(report.reference)}"

@@ -23,9 +23,11 @@ def show(lines: str, document: Mapping[str, Any], *, as_json: bool, quiet: bool 
         sys.stdout.write(lines.rstrip("\n") + "\n")
 
 
-def counted(networks: int, skipped: int) -> str:
-    """``"12 networks"``, and how many were left out, if any."""
-    return f"{networks:,} networks" + (f" ({skipped:,} skipped)" if skipped else "")
+def counted(networks: int, skipped: int, kind: str = "") -> str:
+    """``"12 networks"`` or ``"12 test networks"``, and how many were left out, if any."""
+    return f"{networks:,} {f'{kind} ' if kind else ''}networks" + (
+        f" ({skipped:,} skipped)" if skipped else ""
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from weightspace.cli._output import counted, show
 
 def command(
     run: Annotated[Path, typer.Argument(help="A run directory that `weightspace train` wrote.")],
-    zoo: Annotated[Path, typer.Argument(help="A zoo of the same weight space.")],
+    zoo: Annotated[Path, typer.Argument(help="A zoo that the metanetwork can read.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The CSV file to write.")],
     split: AnySplit = "all",
     population: PopulationName = None,

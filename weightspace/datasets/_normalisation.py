@@ -22,8 +22,9 @@ class Normalisation(nn.Module):
         spec: the weight space.
         mode: ``"tensor"``: one mean and one standard deviation per tensor, which commutes with every
             permutation; ``"entry"``: one per single weight, as in the DWSNets paper, which does so only as far as
-            the population itself is symmetric; ``"fan_in"``: times the root of the number of entries per output,
-            which depends on shapes alone and so suits metanetworks that read several architectures.
+            the population itself is symmetric; ``"fan_in"``: times the root of the number of entries that are
+            summed for one output, which the spec alone tells, so that it suits metanetworks that read several
+            architectures.
 
     Example:
         >>> from weightspace.testing import tiny_zoo
@@ -86,6 +87,5 @@ class Normalisation(nn.Module):
 
 
 def _fan_in_spread(spec: WeightSpec) -> Tensor:
-    """One over the root of the number of entries per output, (tensors,); 1 for vectors, such as biases."""
-    entries = [math.prod(tensor.shape[1:]) for tensor in spec.tensors.values()]
-    return torch.tensor([1.0 / math.sqrt(count) if count else 1.0 for count in entries])
+    """One over the root of the number of entries per output, (tensors,); 1 where nothing is summed, as in biases."""
+    return torch.tensor([1.0 / math.sqrt(tensor.units.fan_in) for tensor in spec.tensors.values()])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weightspace.align import weight_matching
 from weightspace.errors import ConfigError, RunError
+from weightspace.models._orbits import batch_size
 from weightspace.spec import Weights, WeightSpec
 
 LEAST_LOG_PROBABILITY = -30.0  # finite, so that the loss of an unseen class stays a number
@@ -22,7 +23,16 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def perceptron(
     in_features: int, hidden: Sequence[int], out_features: int, *, dropout: float = 0.0, norm: str = "batch"
 ) -> nn.Sequential:
-    """Linear, BatchNorm (unless ``norm`` is ``"none"``), ReLU and dropout per hidden layer, then a linear layer."""
+    """Linear, BatchNorm (unless ``norm`` is ``"none"``), ReLU and dropout per hidden layer, then a linear layer.
+
+    Raises:
+        ConfigError: a size below 1.
+    """
+    if min([out_features, *hidden]) < 1:
+        raise ConfigError(
+            "sizes: expected out_features and hidden units of at least 1, "
+            f"found {out_features} and {', '.join(map(str, hidden)) or 'none'}"
+        )
     layers: list[nn.Module] = []
     for width in hidden:
         layers.append(nn.Linear(in_features, width))
@@ -41,14 +51,16 @@ class FlatMLP(nn.Module):
         hidden: units per hidden layer.
         dropout: after each hidden layer.
         align: whether the units of every network are first put in the order that brings it closest to a reference
-            network, by weight matching. The reference is the first network that is seen in training, and is saved
-            with the model. A batch of 64 SIRENs 2-32-32-1 takes about 60 ms more, in evaluation as in training,
-            where augmented weights are new in every step.
+            network, by weight matching. The reference is the first network of finite weights that is seen in
+            training, and is saved with the model. A batch of 64 SIRENs 2-32-32-1 takes about 60 ms more, in
+            evaluation as in training, where augmented weights are new in every step.
 
     Shapes:
-        Weights with one batch axis -> (batch, out_features).
+        Weights with one batch axis -> (batch, out_features). Training needs batches of two networks or more, for
+        BatchNorm.
 
     Raises:
+        ConfigError: a size below 1.
         SpecError: networks with nested or repeated groups are to be aligned, which is not supported.
 
     Reference:
@@ -56,6 +68,7 @@ class FlatMLP(nn.Module):
     """
 
     reference: Tensor
+    has_reference: Tensor
 
     def __init__(
         self,
@@ -63,13 +76,14 @@ class FlatMLP(nn.Module):
         out_features: int,
         *,
         hidden: Sequence[int] = (512, 512),
-        dropout: float = 0.0,
+        dropout: float = 0.2,
         align: bool = False,
     ) -> None:
         super().__init__()
         self.spec, self.align = spec, align
         if align:
-            self.register_buffer("reference", torch.full((spec.num_parameters,), torch.nan))
+            self.register_buffer("reference", torch.zeros(spec.num_parameters))
+            self.register_buffer("has_reference", torch.tensor(False))
             nothing = spec.unflatten(torch.zeros(1, spec.num_parameters))
             weight_matching(
                 spec, nothing, nothing, restarts=1
@@ -77,24 +91,38 @@ class FlatMLP(nn.Module):
         self.network = perceptron(spec.num_parameters, hidden, out_features, dropout=dropout)
 
     def set_reference(self, weights: Weights) -> None:
-        """Choose the network to which all others are aligned; tensors without a batch axis."""
-        self.reference.copy_(self.spec.flatten(weights).detach())
+        """Choose the network to which all others are aligned; tensors without a batch axis.
+
+        Raises:
+            RunError: its weights are not all finite.
+        """
+        flat = self.spec.flatten(weights).detach()
+        if not bool(flat.isfinite().all()):
+            raise RunError("model mlp: cannot align to a network whose weights are not all finite")
+        self.reference.copy_(flat)
+        self.has_reference.fill_(True)
 
     def forward(self, weights: Weights) -> Tensor:
         """Read a batch of networks.
 
         Raises:
-            RunError: with ``align``, nothing has been trained yet and no reference was set.
+            RunError: with ``align``, nothing has been trained yet and no reference was set, or no network of the
+                first batch has finite weights.
+            SpecError: the weights do not fit the spec, or have not one batch axis.
         """
-        out: Tensor = self.network(self.spec.flatten(self._aligned(weights) if self.align else weights))
+        batch = batch_size(self.spec, weights)
+        aligned = self._aligned(weights) if self.align and batch else weights
+        out: Tensor = self.network(_flattened(self.spec, aligned, batch))
         return out
 
     @torch.compiler.disable
     def _aligned(self, weights: Weights) -> Weights:
-        if bool(self.reference.isnan().any()):
+        if not bool(self.has_reference):
             if not self.training:
                 raise RunError("model mlp: nothing to align to; train it first, or call set_reference")
-            self.set_reference({name: tensor[0] for name, tensor in weights.items()})
+            finite = self.spec.flatten(weights).isfinite().all(-1)
+            first = int(finite.int().argmax())  # the first of all where none is, which set_reference refuses
+            self.set_reference({name: tensor[first] for name, tensor in weights.items()})
         return weight_matching(self.spec, self.spec.unflatten(self.reference), weights)[0]
 
 
@@ -116,7 +144,7 @@ class DeepSets(nn.Module):
 
     Shapes:
         Weights with one batch axis -> (batch, out_features). Activations of (batch, parameters, features) are
-        held for every layer.
+        held for every layer. Training needs batches of two networks or more, for BatchNorm.
 
     Reference:
         Zaheer et al. 2017, "Deep Sets", arXiv:1703.06114, theorem 2; on weights: Navon et al. 2023,
@@ -145,9 +173,9 @@ class DeepSets(nn.Module):
             raise ConfigError(f"deepsets: expected features and layers >= 1, found {features} and {layers}")
         self.spec = spec
         counts = torch.tensor([tensor.numel for tensor in spec.tensors.values()])
-        self.register_buffer(
-            "owner", torch.repeat_interleave(torch.arange(len(counts)), counts), persistent=False
-        )
+        total = sum(tensor.numel for tensor in spec.tensors.values())  # without it, meta tensors fail
+        owner = torch.repeat_interleave(torch.arange(len(counts)), counts, output_size=total)
+        self.register_buffer("owner", owner, persistent=False)
         # the first layer of phi, w slope_t + e_t: no (batch, parameters, 1 + embedding) is ever made
         self.slope = nn.Parameter(torch.randn(len(counts), features))
         self.embedding = nn.Parameter(torch.randn(len(counts), features))
@@ -157,17 +185,24 @@ class DeepSets(nn.Module):
 
     def forward(self, weights: Weights) -> Tensor:
         """Read a batch of networks."""
-        flat = self.spec.flatten(weights)
+        flat = _flattened(self.spec, weights, batch_size(self.spec, weights))
         first = torch.addcmul(self.embedding[self.owner], flat[..., None], self.slope[self.owner])
         features = self.phi(first)
         out: Tensor = self.read(torch.cat([features.mean(-2), features.amax(-2)], dim=-1))
         return out
 
 
+def _flattened(spec: WeightSpec, weights: Weights, batch: int) -> Float[Tensor, "batch parameters"]:
+    """As ``spec.flatten``, which cannot tell the number of parameters of no networks."""
+    if batch == 0:
+        return next(iter(weights.values())).new_empty(0, spec.num_parameters)
+    return spec.flatten(weights)
+
+
 def statistics(spec: WeightSpec, weights: Mapping[str, Tensor]) -> Float[Tensor, "*batch features"]:
     """Per tensor: mean, variance, and the quantiles 0, 25, 50, 75 and 100 %.
 
-    Invariant to permutations. Tensors with one element give their value alone.
+    Invariant to permutations. Tensors with one element give their value alone. Half precision is read as float32.
 
     Reference:
         Unterthiner et al. 2020, "Predicting Neural Network Accuracy from Weights", arXiv:2002.11448, section 4.
@@ -181,8 +216,13 @@ def statistics(spec: WeightSpec, weights: Mapping[str, Tensor]) -> Float[Tensor,
     parts = []
     for name, tensor in spec.tensors.items():
         flat = weights[name].reshape(*batch, tensor.numel)
+        if flat.dtype in (torch.float16, torch.bfloat16):  # quantiles of which do not exist
+            flat = flat.float()
         if tensor.numel == 1:
             parts.append(flat)
+            continue
+        if flat.numel() == 0:  # no networks, of which there are no quantiles
+            parts.append(flat.new_empty(*batch, 2 + len(QUANTILES)))
             continue
         levels = torch.tensor(QUANTILES, dtype=flat.dtype, device=flat.device)
         parts.append(torch.stack([flat.mean(-1), flat.var(-1, correction=0)], dim=-1))
@@ -193,8 +233,18 @@ def statistics(spec: WeightSpec, weights: Mapping[str, Tensor]) -> Float[Tensor,
 class StatisticsMLP(nn.Module):
     """An MLP on the statistics of each tensor.
 
+    Args:
+        spec: the weight space.
+        out_features: size of the output.
+        hidden: units per hidden layer.
+        dropout: after each hidden layer.
+
     Shapes:
-        Weights with one batch axis -> (batch, out_features).
+        Weights with one batch axis -> (batch, out_features). Training needs batches of two networks or more, for
+        BatchNorm.
+
+    Raises:
+        ConfigError: a size below 1.
     """
 
     def __init__(
@@ -207,7 +257,9 @@ class StatisticsMLP(nn.Module):
 
     def forward(self, weights: Weights) -> Tensor:
         """Read a batch of networks."""
-        out: Tensor = self.network(statistics(self.spec, weights))
+        batch_size(self.spec, weights)
+        read = statistics(self.spec, weights)
+        out: Tensor = self.network(read.to(next(self.network.parameters()).dtype))
         return out
 
 
@@ -225,6 +277,9 @@ class StatisticsTrees(nn.Module):
 
     Shapes:
         Weights with one batch axis -> log-probabilities (batch, out_features), or numbers (batch, 1).
+
+    Raises:
+        ConfigError: less than one class.
     """
 
     def __init__(
@@ -237,6 +292,8 @@ class StatisticsTrees(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if out_features < 1:
+            raise ConfigError(f"statistics: expected out_features of at least 1, found {out_features}")
         self.spec, self.out_features = spec, out_features
         self.options = {
             "max_iter": iterations,
@@ -247,18 +304,37 @@ class StatisticsTrees(nn.Module):
         self.trees: Any = None
 
     def fit_once(self, weights: Weights, targets: Tensor) -> None:
-        """Fit on the whole training split; targets (batch,) are class numbers, or floats."""
+        """Fit on the whole training split; targets (batch,) are class numbers, or floats.
+
+        Raises:
+            ConfigError: a class number that is not in 0 ... out_features - 1.
+        """
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         kind = (
             HistGradientBoostingRegressor if targets.is_floating_point() else HistGradientBoostingClassifier
         )
+        found = targets.detach().cpu().numpy()
+        if not targets.is_floating_point() and (found.min() < 0 or found.max() >= self.out_features):
+            raise ConfigError(
+                f"model statistics: expected labels in 0 ... {self.out_features - 1}, "
+                f"found {found.min()} ... {found.max()}"
+            )
         self.trees = kind(**self.options)
-        self.trees.fit(statistics(self.spec, weights).numpy(), targets.numpy())
+        self.trees.fit(statistics(self.spec, weights).detach().cpu().numpy(), found)
 
     def forward(self, weights: Weights) -> Tensor:
-        """Log-probabilities of every class, the least for classes that the training split lacks; or numbers."""
-        features = statistics(self.spec, weights)
+        """Log-probabilities of every class, the least for classes that the training split lacks; or numbers.
+
+        Raises:
+            RunError: nothing was fitted or loaded.
+        """
+        if self.trees is None:
+            raise RunError("model statistics: the trees are not fitted; call fit_once, or load them")
+        batch = batch_size(self.spec, weights)
+        features = statistics(self.spec, weights).detach()
+        if batch == 0:  # which scikit-learn refuses
+            return features.new_empty(0, self.out_features)
         if not hasattr(self.trees, "predict_proba"):
             numbers = torch.from_numpy(self.trees.predict(features.cpu().numpy()))
             return numbers.float()[:, None].to(features.device)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import nn
 
 from weightspace.models._baselines import DeepSets, FlatMLP, StatisticsMLP, StatisticsTrees
@@ -14,11 +15,22 @@ from weightspace.models._probe import Probe
 from weightspace.models._registry import MODELS, ModelConfig
 from weightspace.spec import WeightSpec
 
+
+def _checked_sizes(value: Any) -> Any:
+    """One sentence for a number or several, where a union of types would give one per type."""
+    sizes = value if isinstance(value, list | tuple) else [value]
+    if not sizes or not all(type(size) is int and size >= 1 for size in sizes):
+        raise PydanticCustomError("sizes", "input should be an integer of at least 1, or several")
+    return value
+
+
+Size = Annotated[int, Field(ge=1)]
+Sizes = Annotated[int | tuple[int, ...], BeforeValidator(_checked_sizes)]
 Pooling = Literal["mean", "max", "sum"]
 HeadPooling = Literal["mean", "max", "sum", "attention"]
 Mixing = Literal["full", "shared", "none"]
 Wide = Literal["refuse", "encode", "project"]
-MIXING = "how tensors meet that share no group: by matrices of their own, one small vector, or not"
+MIXING = "how tensors meet: by a matrix of each pair, through small vectors, or not without a shared group"
 WIDE = "what becomes of more than 16 fixed indices, such as input pixels"
 
 
@@ -32,7 +44,9 @@ class DWSConfig(ModelConfig):
         "augment": "sign, noise(0.05)",
     }
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {"attention": 4, "pooling": ("max",)}}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"layers": 5, "attention": 8, "pooling": ("max",), "head": 0}
+    }
 
     hidden: int = Field(32, ge=1, description="channels per weight entry")
     layers: int = Field(4, ge=1, description="equivariant layers")
@@ -40,7 +54,7 @@ class DWSConfig(ModelConfig):
     norm: Literal["batch", "none"] = Field("batch", description="after each layer")
     attention: int = Field(0, ge=0, description="heads of self-attention among units; 0 for none")
     dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
-    head: int = Field(128, ge=1, description="hidden units of the head")
+    head: int = Field(128, ge=0, description="hidden units of the head; 0 for a linear one")
     global_mixing: Mixing = Field("full", description=MIXING)
     wide: Wide = Field("refuse", description=WIDE)
 
@@ -61,7 +75,15 @@ class NFNConfig(ModelConfig):
         "augment": "sign, noise(0.05)",
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"hidden": 512, "layers": 3, "fourier": 128, "scale": 3.0, "head": 1000, "dropout": 0.1}
+        "paper": {
+            "hidden": 512,
+            "layers": 3,
+            "fourier": 128,
+            "scale": 3.0,
+            "raw": False,
+            "head": (1000, 1000),
+            "dropout": 0.1,
+        }
     }
 
     variant: Literal["hnp", "np"] = Field(
@@ -72,8 +94,9 @@ class NFNConfig(ModelConfig):
     layers: int = Field(3, ge=1, description="equivariant layers")
     fourier: int = Field(0, ge=0, description="random frequencies in which each weight is encoded")
     scale: float = Field(1.0, gt=0, description="standard deviation of the frequencies")
-    dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
-    head: int = Field(512, ge=1, description="hidden units of the head")
+    raw: bool = Field(True, description="whether the weight itself stays beside its frequencies")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of whole channels after each layer")
+    head: Sizes = Field(512, description="hidden units of the head; several for several layers")
     head_pooling: tuple[HeadPooling, ...] = Field(("mean",), min_length=1, description="in the head")
     global_mixing: Mixing = Field("full", description=MIXING)
     wide: Wide = Field("refuse", description=WIDE)
@@ -99,7 +122,7 @@ class UNFConfig(ModelConfig):
     pooling: tuple[Pooling, ...] = Field(("mean",), min_length=1, description="how groups are pooled")
     norm: Literal["batch", "none"] = Field("batch", description="after each layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="after each layer")
-    head: int = Field(128, ge=1, description="hidden units of the head")
+    head: int = Field(128, ge=0, description="hidden units of the head; 0 for a linear one")
     head_pooling: tuple[HeadPooling, ...] = Field(("mean", "max"), min_length=1, description="in the head")
     global_mixing: Mixing = Field("shared", description=MIXING)
     wide: Wide = Field("encode", description=WIDE)
@@ -117,7 +140,7 @@ class FlatMLPConfig(ModelConfig):
 
     training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 1e-3}
 
-    hidden: tuple[int, ...] = Field((512, 512), min_length=1, description="units per hidden layer")
+    hidden: tuple[Size, ...] = Field((512, 512), min_length=1, description="units per hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
     align: bool = Field(False, description="first align every network to one of the training split")
 
@@ -136,7 +159,7 @@ class DeepSetsConfig(ModelConfig):
 
     features: int = Field(64, ge=1, description="of each weight")
     layers: int = Field(2, ge=1, description="of the MLP that each weight goes through")
-    hidden: tuple[int, ...] = Field((128,), min_length=1, description="units per hidden layer of the head")
+    hidden: tuple[Size, ...] = Field((128,), min_length=1, description="units per hidden layer of the head")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the head")
 
     def build(
@@ -155,7 +178,9 @@ class StatisticsConfig(ModelConfig):
     reader: Literal["trees", "mlp"] = Field("trees", description="what reads the statistics")
     iterations: int = Field(100, ge=1, description="boosting rounds of the trees")
     tree_learning_rate: float = Field(0.1, gt=0, description="of boosting")
-    hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer of the MLP")
+    hidden: tuple[Size, ...] = Field(
+        (256, 256), min_length=1, description="units per hidden layer of the MLP"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="of the MLP")
 
     def build(
@@ -179,7 +204,14 @@ class ProbeConfig(ModelConfig):
     reads: ClassVar[str] = "raw"
     training: ClassVar[Mapping[str, Any]] = {"epochs": 30, "learning_rate": 3e-3}
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"probes": 128, "generator": "linear", "norm": "none", "hidden": (256,) * 5, "dropout": 0.0}
+        "paper": {
+            "probes": 128,
+            "generator": "linear",
+            "bound": True,
+            "norm": "none",
+            "hidden": (256,) * 5,
+            "dropout": 0.0,
+        }
     }
 
     probes: int = Field(64, ge=1, description="learned inputs")
@@ -198,7 +230,7 @@ class ProbeConfig(ModelConfig):
         None, description="of one input, such as [3, 32, 32]; known for MLPs"
     )
     norm: Literal["batch", "none"] = Field("batch", description="of the outputs, and after each hidden layer")
-    hidden: tuple[int, ...] = Field((256, 256), min_length=1, description="units per hidden layer")
+    hidden: tuple[Size, ...] = Field((256, 256), min_length=1, description="units per hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="after each hidden layer")
 
     def build(

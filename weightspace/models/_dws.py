@@ -20,32 +20,43 @@ class DWS(EquivariantNetwork):
 
     ``layers`` equivariant layers, each followed by BatchNorm, ReLU and dropout, then an invariant pooling and an
     MLP head. Invariant: ``model(g . W) == model(W)`` for all permutations g of the spec. Without ``out_features``
-    one more equivariant map gives weights again: ``model(g . W) == g . model(W)``.
+    one more equivariant map gives weights again: ``model(g . W) == g . model(W)``. What differs from the publication
+    stands under the reference.
 
     Args:
         spec: the weight space.
-        out_features: size of the output, for instance the number of classes; None for weights.
+        out_features: size of the output, at least 1, for instance the number of classes; None for weights.
         hidden: channels per weight entry.
         layers: number of equivariant layers, at least 1.
         pooling: in the equivariant layers and the head; mean *and* max by default.
         norm: ``"batch"`` or ``"none"``.
-        attention: heads of self-attention among the units beside each layer, as published; 0 for none.
-        dropout: probability with which a channel is dropped after each layer.
-        head: hidden units of the head.
+        attention: heads of self-attention among the units, added to each layer; 0 for none. See
+            :class:`SetAttention`.
+        dropout: probability with which a feature is dropped after each layer, and a unit after that of the head.
+        head: hidden units of the head; 0 for a linear head.
         head_pooling: some of ``mean``, ``max``, ``sum`` and ``attention``; as in the layers by default.
         global_mixing: see :class:`EquivariantLinear`.
-        wide: what becomes of more than 16 fixed indices, such as input pixels: ``"refuse"``, ``"project"`` (the
-            paper's downsampled first layer) or ``"encode"``; see :class:`Encoding`.
+        wide: what becomes of more than 16 fixed indices, such as input pixels: ``"refuse"``, ``"project"`` (narrowed
+            once; the paper narrows and widens in every layer, beside a skip) or ``"encode"``; see
+            :class:`Encoding`.
 
     Shapes:
         Weights with one batch axis -> (batch, out_features), or weights of the same shapes.
+        Training on batches of one network needs ``norm="none"``: BatchNorm has nothing to average over.
 
     Raises:
-        SpecError: a fixed index is wider than 16, and ``wide`` does not say what becomes of it.
+        SpecError: a fixed index is wider than 16, or more than 256 positions lie on those of one cell together, and
+            ``wide`` does not say what becomes of them.
         ConfigError: an option out of range.
 
     Reference:
-        Navon et al. 2023, "Equivariant Architectures for Learning in Deep Weight Spaces", arXiv:2301.12780.
+        Navon et al. 2023, "Equivariant Architectures for Learning in Deep Weight Spaces", arXiv:2301.12780. The preset
+        ``paper`` has the sizes of the authors' classifier of SIRENs (five layers, maxima, attention with eight heads, a
+        linear head). What still differs from it: attention is added to the map within a group, where theirs takes
+        its place, and has neither the residual nor the layer of a set attention block (which costs as much again as
+        the map within the group); it has eight heads in the last layer too, where theirs has one; BatchNorm follows
+        the last layer as well, and has statistics per entry of an orbit type, where theirs has them per tensor; one
+        matrix product per orbit type stands for their layer per pair of tensors; the initialisation is ours.
 
     Example:
         >>> import torch
@@ -72,7 +83,7 @@ class DWS(EquivariantNetwork):
         wide: str = "refuse",
     ) -> None:
         stack = EquivariantStack(
-            Encoding(spec, wide=wide),
+            Encoding(spec, wide=wide, decodes=out_features is None),
             hidden=hidden,
             layers=layers,
             pooling=pooling,
@@ -89,18 +100,21 @@ class NFN(EquivariantNetwork):
     """A permutation equivariant neural functional.
 
     HNP: hidden units may be permuted, input and output units are fixed. NP: all may, and learned vectors tell
-    input and output units apart.
+    input and output units apart. Invariant, or equivariant without ``out_features``, under all permutations of the
+    spec.
 
     Args:
         spec: the weight space.
-        out_features: size of the output; None for weights.
+        out_features: size of the output, at least 1; None for weights.
         variant: ``"hnp"`` or ``"np"``.
         hidden: channels per weight entry.
         layers: number of equivariant layers, at least 1.
         fourier: number of random frequencies in which each weight is encoded; 0 for the weight alone.
-        scale: standard deviation of the frequencies.
-        dropout: probability with which a channel is dropped after each layer.
-        head: hidden units of the head.
+        scale: standard deviation of the frequencies, above 0.
+        raw: whether the weight itself stays beside its sines and cosines.
+        dropout: probability with which a channel of a weight entry is dropped after each layer, at all positions
+            of its orbit type at once; and a unit after each hidden layer of the head.
+        head: hidden units of the head: a number for one layer, several for several.
         head_pooling: some of ``mean``, ``max``, ``sum`` and ``attention``.
         global_mixing: see :class:`EquivariantLinear`.
         wide: for HNP, what becomes of more than 16 fixed indices; see :class:`Encoding`.
@@ -109,11 +123,16 @@ class NFN(EquivariantNetwork):
         Weights with one batch axis -> (batch, out_features), or weights of the same shapes.
 
     Raises:
-        SpecError: a fixed index is wider than 16, and ``wide`` does not say what becomes of it.
+        SpecError: a fixed index is wider than 16, or more than 256 positions lie on those of one cell together, and
+            ``wide`` does not say what becomes of them.
         ConfigError: an option out of range.
 
     Reference:
-        Zhou et al. 2023, "Permutation Equivariant Neural Functionals", arXiv:2302.14040.
+        Zhou et al. 2023, "Permutation Equivariant Neural Functionals", arXiv:2302.14040. The preset ``paper`` has the
+        sizes of the authors' classifier of SIRENs (three layers of 512 channels, sines and cosines of 128
+        frequencies, a head of two times 1000). What still differs from it: a dropped channel is one of a weight
+        entry, where theirs is one of a tensor; NP adds learned vectors of the ends, where theirs concatenates
+        sinusoids of their positions and of the layer's number; the initialisation is ours.
     """
 
     def __init__(
@@ -122,12 +141,13 @@ class NFN(EquivariantNetwork):
         out_features: int | None = None,
         *,
         variant: str = "hnp",
-        hidden: int = 128,
+        hidden: int = 64,
         layers: int = 3,
         fourier: int = 0,
         scale: float = 1.0,
+        raw: bool = True,
         dropout: float = 0.0,
-        head: int = 512,
+        head: int | Sequence[int] = 512,
         head_pooling: Sequence[str] = ("mean",),
         global_mixing: str = "full",
         wide: str = "refuse",
@@ -137,11 +157,20 @@ class NFN(EquivariantNetwork):
         ends = "encoded" if variant == "np" else "fixed"
         pooling = ("mean",)
         stack = EquivariantStack(
-            Encoding(spec, ends=ends, wide=wide, fourier=fourier, scale=scale),
+            Encoding(
+                spec,
+                ends=ends,
+                wide=wide,
+                fourier=fourier,
+                scale=scale,
+                raw=raw,
+                decodes=out_features is None,
+            ),
             hidden=hidden,
             layers=layers,
             pooling=pooling,
             dropout=dropout,
+            drop_channels=True,
             global_mixing=global_mixing,
         )
         read = _head(stack, out_features, hidden, pooling, head_pooling, head, dropout, global_mixing)
@@ -151,28 +180,35 @@ class NFN(EquivariantNetwork):
 class UNF(EquivariantNetwork):
     """A universal neural functional: for any architecture, recurrent, residual or with attention.
 
+    Invariant, or equivariant without ``out_features``, under all permutations of the spec.
+
     Args:
         spec: the weight space.
-        out_features: size of the output; None for weights.
+        out_features: size of the output, at least 1; None for weights.
         hidden: channels per weight entry.
         layers: number of equivariant layers, at least 1.
         pooling: how groups are pooled in them.
         norm: ``"batch"`` or ``"none"``.
-        dropout: probability with which a channel is dropped after each layer.
-        head: hidden units of the head.
+        dropout: probability with which a feature is dropped after each layer, and a unit after that of the head.
+        head: hidden units of the head; 0 for a linear head.
         head_pooling: some of ``mean``, ``max``, ``sum`` and ``attention``.
         global_mixing: see :class:`EquivariantLinear`; ``"shared"`` grows linearly with depth.
         wide: what becomes of more than 16 fixed indices; see :class:`Encoding`.
 
     Shapes:
         Weights with one batch axis -> (batch, out_features), or weights of the same shapes.
+        Training on batches of one network needs ``norm="none"``: BatchNorm has nothing to average over.
 
     Raises:
-        SpecError: a fixed index is wider than 16, and ``wide`` does not say what becomes of it.
+        SpecError: a fixed index is wider than 16, or more than 256 positions lie on those of one cell together, and
+            ``wide`` does not say what becomes of them.
         ConfigError: an option out of range.
 
     Reference:
-        Zhou et al. 2024, "Universal Neural Functionals", arXiv:2402.05232.
+        Zhou et al. 2024, "Universal Neural Functionals", arXiv:2402.05232. The preset ``paper`` has the complete layer
+        with means, as published. What differs from the authors' layers: fixed indices (input and output units,
+        kernels) are folded into channels, or encoded by learned vectors where they are wide; biases are free, one
+        per output entry and one per diagonal; sizes, initialisation and head are ours.
     """
 
     def __init__(
@@ -191,7 +227,7 @@ class UNF(EquivariantNetwork):
         wide: str = "encode",
     ) -> None:
         stack = EquivariantStack(
-            Encoding(spec, wide=wide),
+            Encoding(spec, wide=wide, decodes=out_features is None),
             hidden=hidden,
             layers=layers,
             pooling=pooling,
@@ -209,12 +245,14 @@ def _head(
     channels: int,
     pooling: Sequence[str],
     head_pooling: Sequence[str] | None,
-    hidden: int,
+    hidden: int | Sequence[int],
     dropout: float,
     global_mixing: str,
 ) -> InvariantHead | EquivariantHead:
     if out_features is None:
         return EquivariantHead(stack.encoding, channels, pooling=pooling, global_mixing=global_mixing)
+    if head_pooling is None:
+        head_pooling = pooling
     return InvariantHead(
-        stack.orbits, channels, out_features, pooling=head_pooling or pooling, hidden=hidden, dropout=dropout
+        stack.orbits, channels, out_features, pooling=head_pooling, hidden=hidden, dropout=dropout
     )

@@ -27,21 +27,32 @@ class Encoding(nn.Module):
             are treated alike, as hidden units are, and told apart by learned vectors that are added to their
             features.
         wide: what becomes of fixed indices that are more than 16: ``"refuse"``, ``"encode"`` as above, or
-            ``"project"`` onto 8 learned combinations.
+            ``"project"`` onto 8 learned combinations, once, before the first layer.
         fourier: number of random frequencies f with which each weight w also becomes sin(2 pi f w) and
             cos(2 pi f w); 0 for the weight alone.
-        scale: standard deviation of the frequencies.
+        scale: standard deviation of the frequencies, above 0.
+        raw: whether the weight itself stays beside its sines and cosines.
+        decodes: whether :meth:`decode` is wanted, which has parameters of its own where axes are projected.
+
+    Shapes:
+        Weights with one batch axis -> (batch, *group sizes, entries * channels) per orbit type.
 
     Attributes:
         orbits: the layout of the features.
         channels: per weight entry.
 
     Raises:
-        SpecError: a wide fixed index, without a choice of what becomes of it, or one that cannot be projected.
+        SpecError: a wide fixed index, or more than 256 positions on those of a cell together, without a choice of
+            what becomes of them; or one that cannot be projected.
         ConfigError: an option out of range.
 
     Reference:
-        Zhou et al. 2023, "Permutation Equivariant Neural Functionals", arXiv:2302.14040, section 3 and appendix.
+        Zhou et al. 2023, "Permutation Equivariant Neural Functionals", arXiv:2302.14040, section 3 and appendix: sines
+        and cosines of weights. There the positions of ends, and the number of the layer, are encoded by sinusoids
+        that are concatenated to the features; here they are learned vectors that are added, and every layer has
+        parameters of its own. Navon et al. 2023, arXiv:2301.12780, section 5 and appendix, narrow and widen wide
+        axes inside of every layer, beside a skip connection; here they are narrowed once, and widened once where
+        weights come out.
     """
 
     def __init__(
@@ -52,6 +63,8 @@ class Encoding(nn.Module):
         wide: str = "refuse",
         fourier: int = 0,
         scale: float = 1.0,
+        raw: bool = True,
+        decodes: bool = True,
     ) -> None:
         super().__init__()
         if ends not in ENDS or wide not in WIDE or fourier < 0:
@@ -59,7 +72,12 @@ class Encoding(nn.Module):
                 f"encoding: expected ends in {', '.join(ENDS)}, wide in {', '.join(WIDE)} and fourier >= 0, "
                 f"found {ends!r}, {wide!r}, {fourier}"
             )
-        self.narrow = Narrowing(spec) if wide == "project" else None
+        if not scale > 0 or not (raw or fourier):
+            raise ConfigError(
+                "encoding: expected scale > 0, and frequencies where the weight itself is left out, "
+                f"found scale {scale} and fourier {fourier}"
+            )
+        self.narrow = Narrowing(spec, decodes) if wide == "project" else None
         if self.narrow is not None:
             spec = self.narrow.narrowed
         names: tuple[str, ...] = ()
@@ -69,8 +87,9 @@ class Encoding(nn.Module):
         try:
             self.orbits = Orbits(spec)
         except SpecError as error:
-            raise SpecError(f"{error}; choose wide='project' or wide='encode'") from None
-        self.channels = 1 + 2 * fourier
+            choices = "wide='encode'" if wide == "project" else "wide='project' or wide='encode'"
+            raise SpecError(f"{error}; choose {choices}") from None
+        self.raw, self.channels = raw, raw + 2 * fourier
         self.frequencies: Tensor
         self.register_buffer("frequencies", 2.0 * math.pi * scale * torch.randn(fourier))
         self.positions = nn.ParameterDict()
@@ -97,13 +116,14 @@ class Encoding(nn.Module):
         return features
 
     def _expanded(self, x: Tensor) -> Tensor:
-        if self.channels == 1:
+        if not len(self.frequencies):
             return x
         angle = x[..., None] * self.frequencies
-        return torch.cat([x[..., None], angle.sin(), angle.cos()], dim=-1).flatten(-2)
+        weight = [x[..., None]] if self.raw else []
+        return torch.cat([*weight, angle.sin(), angle.cos()], dim=-1).flatten(-2)
 
     def decode(self, features: Features) -> Weights:
-        """Features with one channel per entry to weights (batch, ...)."""
+        """Features with one channel per entry to weights (batch, ...); not without ``decodes``."""
         weights = {name: tensor[..., 0] for name, tensor in self.orbits.scatter(features).items()}
         return weights if self.narrow is None else self.narrow.widened(weights)
 
@@ -114,13 +134,13 @@ class Encoding(nn.Module):
 
 
 class Narrowing(nn.Module):
-    """Learned projections of fixed axes of more than 16 indices onto 8, and back.
+    """Learned projections of fixed axes of more than 16 indices onto 8, and back if ``widens``.
 
     Raises:
         SpecError: a wide fixed index that is not a whole axis of a tensor.
     """
 
-    def __init__(self, spec: WeightSpec) -> None:
+    def __init__(self, spec: WeightSpec, widens: bool = True) -> None:
         super().__init__()
         self.spec = spec
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
@@ -142,9 +162,9 @@ class Narrowing(nn.Module):
                     self.axes[key] = (name, dim.axis)
                     bound = 1.0 / math.sqrt(dim.size)
                     self.down[key] = nn.Parameter(torch.empty(PROJECTED, dim.size).normal_(0.0, bound))
-                    self.up[key] = nn.Parameter(
-                        torch.empty(dim.size, PROJECTED).normal_(0.0, 1.0 / math.sqrt(PROJECTED))
-                    )
+                    if widens:
+                        bound = 1.0 / math.sqrt(PROJECTED)
+                        self.up[key] = nn.Parameter(torch.empty(dim.size, PROJECTED).normal_(0.0, bound))
             tensors[name] = tensor if tuple(shape) == tensor.shape else _resized(tensor, shape)
         self.narrowed = replace(spec, tensors=Frozen(tensors), scalings=Frozen())
 

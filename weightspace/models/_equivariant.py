@@ -52,17 +52,24 @@ class EquivariantLinear(nn.Module):
         out_channels: channels per weight entry on the way out.
         pooling: how indices are pooled; with several, all results are used.
         bias: whether to add a free constant per output entry and channel.
-        global_mixing: how tensors meet that have only pooled values in common. ``"full"``: every one reaches every
-            other by a matrix of its own, whose parameters grow with the square of the network's depth.
-            ``"shared"``: through a vector of 4 channels, wherever that takes fewer parameters. ``"none"``: not
-            at all. The last two grow linearly with depth.
+        even_bias: whether that includes constants that are equal at all positions of a type, which a norm behind
+            the layer takes away again. Those on a diagonal (of a recurrent weight) stay in any case.
+        global_mixing: what becomes of the matrix W between all that is read onto a type and all that is written
+            from it, whose parameters grow with the square of the number of tensors that meet on the type: all of
+            them on the type without indices, on which every tensor has a pooled value, and all that share a
+            group, such as a residual stream. ``"full"``: one free matrix per type. ``"shared"``: on *every* type
+            where that takes fewer parameters, also where the tensors share groups, a product of two matrices
+            through a vector of 4 channels, so that the layer is no longer complete; parameters grow linearly
+            with depth. ``"none"``: tensors that have only pooled values in common do not meet, and nothing is
+            pooled over all of its indices; all else is as in ``"full"``. Linear in the depth of a chain of
+            layers, and still quadratic in that of a residual stream, whose tensors share a group.
 
     Shapes:
         features (batch, *group sizes, entries * in_channels) per orbit type ->
         (batch, *group sizes, entries * out_channels).
 
     Raises:
-        ConfigError: an unknown pooling or mixing.
+        ConfigError: an unknown pooling or mixing, or less than one channel.
     """
 
     def __init__(
@@ -73,10 +80,13 @@ class EquivariantLinear(nn.Module):
         *,
         pooling: Sequence[str] = ("mean", "max"),
         bias: bool = True,
+        even_bias: bool = True,
         global_mixing: str = "full",
     ) -> None:
         super().__init__()
         check_pooling(pooling)
+        if min(in_channels, out_channels) < 1:
+            raise ConfigError(f"channels: expected at least one, found {in_channels} -> {out_channels}")
         if global_mixing not in MIXINGS:
             raise ConfigError(f"global_mixing: expected {', '.join(MIXINGS)}, found {global_mixing!r}")
         self.orbits, self.pooling, self.global_mixing = orbits, tuple(pooling), global_mixing
@@ -97,7 +107,7 @@ class EquivariantLinear(nn.Module):
                 self.hub[orbits.key(t)] = nn.Parameter(torch.empty(shared, size))
                 size = shared
             self.weight[orbits.key(t)] = nn.Parameter(torch.empty(width, size))
-        self._constants = self._list_constants() if bias else []
+        self._constants = self._list_constants(even_bias) if bias else []
         self.bias = nn.ParameterDict()
         for target, writing in self._constants:
             size = orbits.entries[target] * out_channels
@@ -127,12 +137,12 @@ class EquivariantLinear(nn.Module):
         }
         self._writes = {t: writes[t] for t in ordered}
 
-    def _list_constants(self) -> list[_Write]:
-        """Every way to write a constant: on all positions of a type, and on its diagonals."""
+    def _list_constants(self, even: bool) -> list[_Write]:
+        """Every way to write a constant: on all positions of a type if ``even``, and on its diagonals."""
         found = {}
         for orbit in self.orbits.types:
             for reading in self.orbits.readings(orbit):
-                if not reading.onto:
+                if not reading.onto and (even or len(reading.blocks) < len(orbit)):
                     found[orbit, reading.blocks] = _Write(orbit, reading)
         return list(found.values())
 
@@ -145,7 +155,11 @@ class EquivariantLinear(nn.Module):
         return self.orbits.entries[read.source] * self.in_channels * (1 if whole else len(self.pooling))
 
     def _reset(self) -> None:
-        """Uniform with variance 1 / fan-in, over all that reaches an output."""
+        """Uniform with variance 1 / fan-in, over all that reaches an output off the diagonals.
+
+        This keeps the variance of features whose pooled values vary as they do. Means over many units vary less and
+        sums more, which is not made up for: a deep stack with sums needs a norm.
+        """
         fan_in = dict.fromkeys(self.orbits.types, 0)
         for t, writes in self._writes.items():
             for target, writing in writes:

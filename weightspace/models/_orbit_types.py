@@ -21,6 +21,7 @@ class Index(NamedTuple):
 
 
 OrbitType = tuple[Index, ...]
+Blocks = tuple[tuple[int, ...], ...]
 
 
 class Reading(NamedTuple):
@@ -32,7 +33,7 @@ class Reading(NamedTuple):
         onto: the smaller type.
     """
 
-    blocks: tuple[tuple[int, ...], ...]
+    blocks: Blocks
     kept: tuple[int, ...]
     onto: OrbitType
 
@@ -73,17 +74,20 @@ def readings(orbit: OrbitType, rank: Mapping[str, int]) -> list[Reading]:
     """
     found = []
     for blocks in sorted(_partitions(orbit), key=len, reverse=True):
-        of = {at: number for number, block in enumerate(blocks) for at in block}
-        merged = [
-            Index(orbit[block[0]].group, tuple(of[parent] for parent in orbit[block[0]].parents))
-            for block in blocks
-        ]
+        merged = merge(orbit, blocks)
         for kept in closed_subsets(merged):
             place = {block: at for at, block in enumerate(kept)}
             part = [Index(merged[b].group, tuple(place[p] for p in merged[b].parents)) for b in kept]
             onto, orders = arrangements(part, rank)
             found += [Reading(blocks, tuple(kept[at] for at in order), onto) for order in orders]
     return found
+
+
+def merge(orbit: OrbitType, blocks: Blocks) -> OrbitType:
+    """A type whose indices are set equal within each block: one index per block."""
+    of = {at: number for number, block in enumerate(blocks) for at in block}
+    first = [orbit[block[0]] for block in blocks]
+    return tuple(Index(index.group, tuple(of[parent] for parent in index.parents)) for index in first)
 
 
 def closed_subsets(indices: Sequence[Index]) -> Iterator[tuple[int, ...]]:
@@ -94,9 +98,9 @@ def closed_subsets(indices: Sequence[Index]) -> Iterator[tuple[int, ...]]:
                 yield kept
 
 
-def _partitions(orbit: OrbitType) -> list[tuple[tuple[int, ...], ...]]:
+def _partitions(orbit: OrbitType) -> list[Blocks]:
     """Ways to set indices of one group equal; nested ones only where those that they are within are equal."""
-    found: list[tuple[tuple[int, ...], ...]] = [()]
+    found: list[Blocks] = [()]
     for at, index in enumerate(orbit):
         grown = []
         for blocks in found:

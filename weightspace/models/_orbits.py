@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from weightspace.spec import Cell, WeightSpec, cell_view
 
 Features = dict[OrbitType, Tensor]
 WIDEST = 16  # size of a fixed index that is folded: parameters grow with the square of what is folded
+FOLDED = WIDEST**2  # number of positions on all fixed indices of a cell together
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Orbits:
         slots: the cells of each type, in the order of their entries.
 
     Raises:
-        SpecError: a fixed index is wider than 16 (the pixels that an MLP reads).
+        SpecError: a fixed index is wider than 16 (the pixels that an MLP reads), or those of one cell have more
+            than 256 positions together (a patch of 3 x 16 x 16).
 
     Example:
         >>> orbits = Orbits(WeightSpec.mlp([2, 32, 32, 1]))
@@ -95,13 +96,21 @@ class Orbits:
         return ", ".join(f"{count} x {type_name(orbit)}" for orbit, count in self.entries.items())
 
     def gather(self, weights: Mapping[str, Tensor]) -> Features:
-        """Weights (batch, ...) to features (batch, *group sizes, entries)."""
-        (batch,) = self.spec.batch_shape(weights)
+        """Weights (batch, ...) to features (batch, *group sizes, entries).
+
+        Raises:
+            SpecError: the weights do not fit the spec, or have not one batch axis.
+        """
+        batch = batch_size(self.spec, weights)
         features: Features = {}
         for orbit, slots in self.slots.items():
             parts = []
             for slot in slots:
-                flat = weights[slot.tensor].reshape(batch, -1)
+                flat = weights[slot.tensor].reshape(batch, self.spec.tensors[slot.tensor].numel)
+                if (
+                    flat.stride(-1) != 1
+                ):  # reshape gives a view where it can, (networks, numel) of a transpose
+                    flat = flat.contiguous()
                 view = cell_view(flat, slot.cell).permute(0, *(1 + at for at in slot.order))
                 parts.append(view.reshape(batch, *self.sizes(orbit), slot.fixed))
             features[orbit] = torch.cat(parts, dim=-1)
@@ -119,13 +128,25 @@ class Orbits:
             parts = features[orbit].split([slot.fixed * channels for slot in slots], dim=-1)
             for slot, part in zip(slots, parts, strict=True):
                 sizes = [slot.cell.sizes[at] for at in slot.order]
-                inverse = np.argsort(slot.order).tolist()
+                inverse = sorted(range(len(slot.order)), key=slot.order.__getitem__)
                 moved = part.reshape(len(first), *sizes, channels).permute(0, -1, *(1 + at for at in inverse))
-                cell_view(flat[slot.tensor], slot.cell).copy_(moved)
+                _owned_view(flat[slot.tensor], slot.cell).copy_(moved)
         return {
             name: flat[name].movedim(1, -1).reshape(len(first), *tensor.shape, channels)
             for name, tensor in self.spec.tensors.items()
         }
+
+
+def batch_size(spec: WeightSpec, weights: Mapping[str, Tensor]) -> int:
+    """The number of networks.
+
+    Raises:
+        SpecError: the weights do not fit the spec, or have not one batch axis.
+    """
+    batch = spec.batch_shape(weights)
+    if len(batch) != 1:
+        raise SpecError(f"weights: expected one batch axis, found shape {list(batch)}")
+    return batch[0]
 
 
 def type_name(orbit: OrbitType) -> str:
@@ -135,6 +156,14 @@ def type_name(orbit: OrbitType) -> str:
         for index in orbit
     ]
     return f"({', '.join(shown)})"
+
+
+def _owned_view(flat: Tensor, cell: Cell) -> Tensor:
+    """As ``cell_view`` of a tensor whose memory begins with it; ``torch.compile`` writes to no view of a view."""
+    if cell.offset == 0:
+        return cell_view(flat, cell)
+    steps = (*flat.stride()[:-1], *(dim.stride for dim in cell.dims))
+    return flat.as_strided((*flat.shape[:-1], *cell.sizes), steps, cell.offset)
 
 
 def _arranged(cell: Cell, rank: Mapping[str, int]) -> tuple[OrbitType, tuple[int, ...]]:
@@ -160,4 +189,10 @@ def _check_width(tensor: str, cell: Cell) -> None:
         raise SpecError(
             f"tensor {tensor!r}: axis {wide.axis} has {wide.size} fixed indices; equivariant layers fold up to {WIDEST} of "
             "them into channels"
+        )
+    sizes = [dim.size for dim in cell.dims if dim.group is None]
+    if math.prod(sizes) > FOLDED:
+        raise SpecError(
+            f"tensor {tensor!r}: its axes have {' x '.join(map(str, sizes))} fixed indices; equivariant layers fold up to "
+            f"{FOLDED} of them into channels"
         )

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import ConfigError
-from weightspace.models._orbit_types import OrbitType, Reading, closed_subsets
+from weightspace.models._orbit_types import Blocks, OrbitType, Reading, closed_subsets, merge
 
 POOLINGS = ("mean", "max", "sum")
 
-Blocks = tuple[tuple[int, ...], ...]
 Kept = tuple[int, ...]
 
 
 def check_pooling(pooling: Sequence[str]) -> None:
     """Raise ConfigError unless every name is a known pooling and there is at least one."""
+    if isinstance(pooling, str):
+        raise ConfigError(f"pooling: expected a sequence of names such as ({pooling!r},), found one string")
     unknown = [name for name in pooling if name not in POOLINGS]
     if unknown or not pooling:
         raise ConfigError(f"pooling: expected some of {', '.join(POOLINGS)}, found {list(pooling)}")
@@ -34,18 +35,12 @@ def pool(
     """
     pooled: dict[Blocks, dict[Kept, list[Tensor]]] = {}
     for blocks in dict.fromkeys(reading.blocks for reading in wanted):
-        merged = tuple(orbit[block[0]]._replace(parents=_parents(orbit, blocks, block)) for block in blocks)
         sets = [tuple(sorted(reading.kept)) for reading in wanted if reading.blocks == blocks]
-        pooled[blocks] = _pool_sets(diagonal(features, blocks), merged, sets, pooling)
+        pooled[blocks] = _pool_sets(diagonal(features, blocks), merge(orbit, blocks), sets, pooling)
     return [
         [_ordered(x, reading.kept) for x in pooled[reading.blocks][tuple(sorted(reading.kept))]]
         for reading in wanted
     ]
-
-
-def _parents(orbit: OrbitType, blocks: Blocks, block: tuple[int, ...]) -> tuple[int, ...]:
-    of = {at: number for number, members in enumerate(blocks) for at in members}
-    return tuple(of[parent] for parent in orbit[block[0]].parents)
 
 
 def _pool_sets(
@@ -57,7 +52,8 @@ def _pool_sets(
     first = [kept for kept in subsets if len(kept) == len(whole) - 1]
     if first:
         axes = tuple(1 + next(at for at in whole if at not in kept) for kept in first)
-        parts = _PoolAxes.apply(x, axes, tuple(pooling))
+        function = _PoolAxes if torch.compiler.is_compiling() else _PoolAxesForward
+        parts = function.apply(x, axes, tuple(pooling))
         for place, kept in enumerate(first):
             found[kept] = list(parts[place * len(pooling) : (place + 1) * len(pooling)])
     for kept in subsets:
@@ -149,21 +145,55 @@ class _PoolAxes(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.axes, ctx.pooling = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *output)
+        ctx.save_for_forward(x, *output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
         x, *pooled = ctx.saved_tensors
         cases = [(axis, how) for axis in ctx.axes for how in ctx.pooling]
+        found = [
+            (axis, how, grad, value)
+            for (axis, how), grad, value in zip(cases, gradients, pooled, strict=True)
+            if grad is not None
+        ]
         evenly = [
             (grad / x.shape[axis] if how == "mean" else grad).unsqueeze(axis)
-            for (axis, how), grad in zip(cases, gradients, strict=True)
+            for axis, how, grad, _ in found
             if how != "max"
         ]
-        total = torch.zeros_like(x) if not evenly else sum(evenly[1:], evenly[0].expand_as(x).contiguous())
-        for (axis, how), grad, value in zip(cases, gradients, pooled, strict=True):
+        total: Tensor | None = None
+        if evenly:
+            # cloned also where an axis has one unit, and nothing is expanded: the gradient is not ours to add to
+            first = evenly[0].expand_as(x).clone(memory_format=torch.contiguous_format)
+            total = sum(evenly[1:], first)
+        for axis, how, grad, value in found:
             if how == "max":
-                # as floats, because summing booleans converts them to integers first, which is slow
-                hit = (x == value.unsqueeze(axis)).to(x.dtype)
-                total.addcmul_(hit, (grad / hit.sum(axis)).unsqueeze(axis))
+                hit = _is_maximum(x, value, axis)
+                shared = (grad / hit.sum(axis)).unsqueeze(axis)
+                # in place, but not into zeros of our own, which are not batched where the gradients are (vmap)
+                total = hit * shared if total is None else total.addcmul_(hit, shared)
         return total, None, None
+
+
+class _PoolAxesForward(_PoolAxes):
+    """The same with derivatives in forward mode, which ``torch.compile`` refuses to trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> tuple[Tensor, ...]:
+        x, *pooled = ctx.saved_tensors
+        cases = [(axis, how) for axis in ctx.axes for how in ctx.pooling]
+        found = []
+        for (axis, how), value in zip(cases, pooled, strict=True):
+            if how == "max":
+                hit = _is_maximum(x, value, axis)
+                found.append((hit * tangent).sum(axis) / hit.sum(axis))
+            else:
+                found.append(_reduce(tangent, how, axis))
+        return tuple(found)
+
+
+def _is_maximum(x: Tensor, maximum: Tensor, axis: int) -> Tensor:
+    # as floats, because summing booleans converts them to integers first, which is slow
+    return (x == maximum.unsqueeze(axis)).to(x.dtype)

@@ -6,13 +6,13 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weightspace.errors import ConfigError
+from weightspace.errors import ConfigError, SpecError
 from weightspace.models._baselines import perceptron
 from weightspace.models._unit_activations import activations_and_outputs, unit_activations
 from weightspace.nets import MLP, evaluate_batch
@@ -184,6 +184,32 @@ def input_shape_of(network: nn.Module) -> tuple[int, ...]:
     )
 
 
+class _Tensor(NamedTuple):
+    """A tensor of the network that is run: its names, more than one if it is tied, and whether others need it."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    needed: bool
+
+
+def _tensors_of(network: nn.Module) -> list[_Tensor]:
+    """Parameters and statistics of norms, which are needed, and other buffers, which are the same in all networks."""
+    statistics = {
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
+        if getattr(module, "track_running_stats", False)
+        for name in ("running_mean", "running_var")
+    }
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    names: dict[int, list[str]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    for name, tensor in (*parameters.items(), *network.named_buffers(remove_duplicate=False)):
+        names.setdefault(id(tensor), []).append(name)
+        shapes[id(tensor)] = tuple(tensor.shape)
+    needed = {*parameters, *statistics}
+    return [_Tensor(tuple(found), shapes[at], not needed.isdisjoint(found)) for at, found in names.items()]
+
+
 class _Runner(nn.Module):
     """A network to run with other networks' weights, and what it is run on: the base of models that probe."""
 
@@ -201,12 +227,34 @@ class _Runner(nn.Module):
         shape = input_shape_of(network) if input_shape is None else tuple(input_shape)
         self.source = make_probes(shape, probes, generator, **options)
         self.answers = _check_answers(self._network[0], self.probes)
+        self._tensors = _tensors_of(self._network[0])
 
     @property
     def probes(self) -> Tensor:
         """The inputs, (probes, *input_shape)."""
         probes: Tensor = self.source()
         return probes
+
+    def _check_complete(self, weights: Weights) -> None:
+        """Raise SpecError unless the weights are those of networks like the one that is run.
+
+        What was missing would be taken from that network, without a word.
+        """
+        known = {name: tensor for tensor in self._tensors for name in tensor.names}
+        for name, value in weights.items():
+            if name not in known:
+                raise SpecError(f"weights: the network that is run has no tensor {name!r}")
+            if value.ndim == 0 or value.shape[1:] != known[name].shape:
+                expected = ", ".join(["batch", *map(str, known[name].shape)])
+                raise SpecError(
+                    f"weights: expected {name!r} of shape ({expected}), found {tuple(value.shape)}; "
+                    "one batch axis comes first"
+                )
+        for tensor in self._tensors:
+            if tensor.needed and weights.keys().isdisjoint(tensor.names):
+                raise SpecError(f"weights: {tensor.names[0]!r} is missing, which the network that is run has")
+        if len({len(value) for value in weights.values()}) > 1:
+            raise SpecError("weights: expected the same number of networks in every tensor")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         # what is no weight (tables of positions, counts of batches) has to follow to another device or dtype
@@ -234,7 +282,8 @@ class Probe(_Runner):
         dropout: after each hidden layer.
 
     Shapes:
-        Weights (not normalised) with one batch axis -> (batch, out_features).
+        Weights (not normalised) with one batch axis -> (batch, out_features). Training on batches of one network
+        needs ``norm="none"``.
 
     Raises:
         ConfigError: an option out of range, or a network that cannot read inputs of that shape.
@@ -264,7 +313,7 @@ class Probe(_Runner):
         bound: bool = False,
         norm: str = "batch",
         hidden: Sequence[int] = (256, 256),
-        dropout: float = 0.0,
+        dropout: float = 0.2,
     ) -> None:
         if norm not in ("batch", "none"):
             raise ConfigError(f"norm: expected batch or none, found {norm!r}")
@@ -277,8 +326,16 @@ class Probe(_Runner):
         )
 
     def forward(self, weights: Weights) -> Tensor:
-        """Read a batch of networks."""
-        answers = evaluate_batch(self._network[0], weights, self.probes)
+        """Read a batch of networks.
+
+        Raises:
+            SpecError: a tensor that the network has is missing or of another shape, or one that it has not is there.
+        """
+        self._check_complete(weights)
+        if len(next(iter(weights.values()))) == 0:  # over which vmap does not run
+            answers = self.probes.new_empty(0, self.answers)
+        else:
+            answers = evaluate_batch(self._network[0], weights, self.probes)
         out: Tensor = self.read(answers.flatten(1))
         return out
 
@@ -293,8 +350,8 @@ def _check_answers(network: nn.Module, probes: Tensor) -> int:
     try:
         with torch.no_grad():
             answers = evaluate_batch(network, own, probes)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # any code may be in a network, and it fails in many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"input_shape: the network cannot be run in a batch on inputs of shape {tuple(probes.shape[1:])}: "
             f"{reason}"
@@ -353,31 +410,29 @@ class ProbeFeatures(_Runner):
         if not partial:
             with torch.no_grad():  # a group that cannot be read is refused now, not in training
                 own = self._network[0].state_dict()
-                self({name: own[name][None] for name in spec.tensors if name in own})
+                weights = {name: own[name][None] for name in spec.tensors if name in own}
+                unit_activations(self._network[0], spec, weights, self.probes)
 
     def forward(self, weights: Weights) -> dict[str, Tensor]:
-        """Features of the units of a batch of networks."""
-        if not self.partial:
-            return unit_activations(self._network[0], self.spec, weights, self.probes)
-        return self.with_ends(weights)[0]
+        """Features of the units of a batch of networks.
 
-    def with_ends(
-        self, weights: Weights
-    ) -> tuple[
-        dict[str, Tensor], Float[Tensor, "in_features probes"], Float[Tensor, "batch out_features probes"]
-    ]:
-        """Features of hidden units as far as they can be read, of input and of output units.
-
-        They are means over positions, where there are many.
+        Raises:
+            SpecError: a tensor that the network has is missing or of another shape, or one that it has not is there.
         """
-        probes = self.probes
-        units, outputs = activations_and_outputs(
-            self._network[0], self.spec, weights, probes, groups=tuple(self.spec.groups)
+        if self.partial:
+            return self.with_answers(weights)[0]
+        self._check_complete(weights)
+        return unit_activations(self._network[0], self.spec, weights, self.probes)
+
+    def with_answers(self, weights: Weights) -> tuple[dict[str, Tensor], Float[Tensor, "batch probes ..."]]:
+        """Features of hidden units as far as they can be read, and what the networks answer."""
+        self._check_complete(weights)
+        return activations_and_outputs(
+            self._network[0], self.spec, weights, self.probes, groups=tuple(self.spec.groups)
         )
-        return units, _by_channel(probes, 1), _by_channel(outputs, 2)
 
 
-def _by_channel(values: Tensor, axis: int) -> Float[Tensor, "... channels probes"]:
+def by_channel(values: Tensor, axis: int) -> Float[Tensor, "... channels probes"]:
     """The mean over the positions behind the axis of channels, which is swapped with that of the probes before it."""
     channels = values.shape[axis : axis + 1].numel()
     mean = values.reshape(*values.shape[:axis], channels, -1).mean(-1)

@@ -31,7 +31,8 @@ class ModelConfig(BaseModel):
         paper: where it was published.
         reads: ``"normalised"`` weights, or ``"raw"`` ones for models that only run the networks.
         training: defaults of the training configuration that suit this model.
-        presets: options by name; ``paper`` is what was published.
+        presets: options by name; ``paper`` comes as near to the publication as the options go, and the docstring of
+            the model says what still differs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -107,7 +108,7 @@ def model_config(name: str, options: Mapping[str, Any] | None = None) -> ModelCo
         >>> model_config("dws", {"hidden": 16}).hidden
         16
         >>> model_config("dws", {"preset": "paper"}).attention
-        4
+        8
     """
     if name not in MODELS:
         raise ConfigError(f"model: expected one of {', '.join(MODELS)}, found {name!r}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
+from weightspace.models._baselines import perceptron
 from weightspace.models._encoding import Encoding
 from weightspace.models._equivariant import EquivariantLinear
 from weightspace.models._orbits import Features, Orbits
@@ -16,7 +18,18 @@ from weightspace.spec import Weights
 
 
 class OrbitNorm(nn.Module):
-    """BatchNorm of every channel over the batch and all positions of its orbit type."""
+    """BatchNorm of every channel over the batch and all positions of its orbit type.
+
+    Equivariant, as mean and variance do not see the order of positions.
+
+    Args:
+        orbits: the layout of the features.
+        channels: per weight entry.
+
+    Shapes:
+        features -> features. In training a batch needs two networks or more: a type without indices has one
+        position per network, and no variance.
+    """
 
     def __init__(self, orbits: Orbits, channels: int) -> None:
         super().__init__()
@@ -32,7 +45,7 @@ class OrbitNorm(nn.Module):
     @staticmethod
     def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
         # as an image in channels-last layout, which is how it lies in memory: five times as fast on a CPU
-        image = x.reshape(len(x), -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        image = x.reshape(len(x), math.prod(x.shape[1:-1]), 1, x.shape[-1]).permute(0, 3, 1, 2)
         out: Tensor = norm(image)
         return out.permute(0, 2, 3, 1).reshape(x.shape)
 
@@ -47,15 +60,25 @@ class SetAttention(nn.Module):
         orbits: the layout of the features.
         in_channels: channels per weight entry on the way in.
         out_channels: channels per weight entry on the way out.
-        heads: number of attention heads, each of ``out_channels / heads`` channels.
+        heads: number of attention heads, at least 1, each of ``out_channels / heads`` channels.
+
+    Shapes:
+        features -> for each type of one group (batch, size, entries * out_channels), to be added to what an
+        equivariant map gives.
+
+    Raises:
+        ConfigError: no head, or channels that the heads cannot share.
 
     Reference:
-        Navon et al. 2023, arXiv:2301.12780, section 5 and appendix: set layers of Lee et al. 2019.
+        Navon et al. 2023, arXiv:2301.12780, section 5 and appendix, put the set attention block of Lee et al. 2019,
+        arXiv:1810.00825, in the place of the map within a group. This is its attention alone: the map stays, the
+        result is added to it, there is no residual of the queries and no layer of its own behind it, and scores
+        are divided by the root of a head's channels instead of the root of all channels.
     """
 
     def __init__(self, orbits: Orbits, in_channels: int, out_channels: int, heads: int) -> None:
         super().__init__()
-        if out_channels % heads:
+        if heads < 1 or out_channels % heads:
             raise ConfigError(f"attention: {out_channels} channels cannot be shared by {heads} heads")
         self.orbits, self.heads, self.size = orbits, heads, out_channels
         self.into = nn.ModuleDict()
@@ -78,6 +101,32 @@ class SetAttention(nn.Module):
         return out
 
 
+class ChannelDropout(nn.Module):
+    """Drop channels of some networks: a channel at all positions of its orbit type, or nowhere.
+
+    Args:
+        probability: with which a channel of a weight entry is dropped in training; the others are scaled up.
+
+    Shapes:
+        (batch, ..., channels) -> the same.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop."""
+        if not self.training or self.probability == 0.0:
+            return x
+        kept = nn.functional.dropout(x.new_ones(len(x), x.shape[-1]), self.probability)
+        return x * kept.view(len(x), *[1] * (x.ndim - 2), x.shape[-1])
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"p={self.probability}"
+
+
 class EquivariantStack(nn.Module):
     """Weights to features: an encoding, then layers of an equivariant map, a norm, ReLU and dropout.
 
@@ -87,9 +136,14 @@ class EquivariantStack(nn.Module):
         layers: number of equivariant maps, at least 1.
         pooling: how groups are pooled in them.
         norm: ``"batch"`` or ``"none"``.
-        dropout: probability with which a channel is dropped after each layer.
+        dropout: probability with which a feature is dropped after each layer.
+        drop_channels: whether features are dropped by channels, at all positions of a type at once.
         global_mixing: see :class:`EquivariantLinear`.
-        attention: heads of the self-attention among units beside each map; 0 for none.
+        attention: heads of the self-attention among units beside each map, :class:`SetAttention`; 0 for none.
+
+    Shapes:
+        Weights with one batch axis -> (batch, *group sizes, entries * hidden) per orbit type. Training on batches
+        of one network needs ``norm="none"``.
 
     Raises:
         ConfigError: an option out of range.
@@ -104,6 +158,7 @@ class EquivariantStack(nn.Module):
         pooling: Sequence[str],
         norm: str = "none",
         dropout: float = 0.0,
+        drop_channels: bool = False,
         global_mixing: str = "full",
         attention: int = 0,
     ) -> None:
@@ -120,15 +175,20 @@ class EquivariantStack(nn.Module):
         self.blocks, self.norms, self.attentions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for index in range(layers):
             channels = encoding.channels if index == 0 else hidden
-            # a norm that follows subtracts the mean again, and with it any bias
+            # a norm that follows subtracts the mean again, and with it a bias that is equal at all positions
             block = EquivariantLinear(
-                orbits, channels, hidden, pooling=pooling, bias=norm == "none", global_mixing=global_mixing
+                orbits,
+                channels,
+                hidden,
+                pooling=pooling,
+                even_bias=norm == "none",
+                global_mixing=global_mixing,
             )
             self.blocks.append(block)
             self.norms.append(OrbitNorm(orbits, hidden) if norm == "batch" else nn.Identity())
             if attention:
                 self.attentions.append(SetAttention(orbits, channels, hidden, attention))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ChannelDropout(dropout) if drop_channels else nn.Dropout(dropout)
 
     def forward(self, weights: Weights) -> Features:
         """Weights (batch, ...) to features (batch, *group sizes, entries * hidden)."""
@@ -151,10 +211,15 @@ class InvariantPool(nn.Module):
         orbits: the layout of the features.
         channels: per weight entry.
         pooling: some of ``mean``, ``max``, ``sum``, and ``attention``: a mean with learned weights.
+
+    Raises:
+        ConfigError: an unknown pooling, or none.
     """
 
     def __init__(self, orbits: Orbits, channels: int, pooling: Sequence[str] = ("mean", "max")) -> None:
         super().__init__()
+        if isinstance(pooling, str):
+            check_pooling(pooling)
         self.plain = tuple(how for how in pooling if how != "attention")
         check_pooling(self.plain if self.plain or not pooling else ("mean",))
         self.orbits = orbits
@@ -183,7 +248,19 @@ class InvariantPool(nn.Module):
 
 
 class InvariantHead(nn.Module):
-    """Pool, then an MLP: one vector per network."""
+    """Pool, then an MLP: one vector per network.
+
+    Args:
+        orbits: the layout of the features.
+        channels: per weight entry.
+        out_features: size of the output, at least 1.
+        pooling: see :class:`InvariantPool`.
+        hidden: units per hidden layer; a number for one layer, 0 or ``()`` for none: a linear head.
+        dropout: probability with which a unit is dropped after each hidden layer.
+
+    Raises:
+        ConfigError: a size or a pooling out of range.
+    """
 
     def __init__(
         self,
@@ -192,17 +269,13 @@ class InvariantHead(nn.Module):
         out_features: int,
         *,
         pooling: Sequence[str],
-        hidden: int,
+        hidden: int | Sequence[int],
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        widths = tuple(hidden) if isinstance(hidden, Sequence) else (hidden,) if hidden else ()
         self.pool = InvariantPool(orbits, channels, pooling)
-        self.read = nn.Sequential(
-            nn.Linear(self.pool.out_features, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, out_features),
-        )
+        self.read = perceptron(self.pool.out_features, widths, out_features, dropout=dropout, norm="none")
 
     def forward(self, features: Features) -> Tensor:
         """Features to (batch, out_features)."""

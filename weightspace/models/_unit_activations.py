@@ -181,13 +181,17 @@ def _recorded_inputs(
     inputs: dict[str, Tensor] = {}
 
     def record(path: str) -> Any:
-        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            inputs.setdefault(path, arguments[0])
+        def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            # all modules that are listened to call their argument so: module(input=x)
+            inputs.setdefault(path, arguments[0] if arguments else named["input"])
 
         return hook
 
     paths = {reader.module for found in readers.values() for reader in found}
-    handles = [network.get_submodule(path).register_forward_pre_hook(record(path)) for path in sorted(paths)]
+    handles = [
+        network.get_submodule(path).register_forward_pre_hook(record(path), with_kwargs=True)
+        for path in sorted(paths)
+    ]
     try:
         yield inputs
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from weightspace.errors import SpecError
 from weightspace.spec._types import Cell, Dim, Group, WeightSpec
 
 
@@ -53,15 +54,21 @@ def spread(values: Tensor, positions: tuple[int, ...], ndim: int) -> Tensor:
 
 
 def cell_view(flat: Tensor, cell: Cell) -> Tensor:
-    """The elements of one cell of a contiguous ``(*batch, numel)`` tensor as ``(*batch, *cell.sizes)``."""
+    """The elements of one cell of a ``(*batch, numel)`` tensor as a view ``(*batch, *cell.sizes)``.
+
+    Raises:
+        SpecError: the cell is part of the tensor, whose last axis is not contiguous: no view shows it.
+    """
     if strides(cell) == row_major(cell.sizes) and cell.numel == flat.shape[-1]:
         return flat.view(*flat.shape[:-1], *cell.sizes)
-    batch_strides = flat.stride()[:-1]
-    return flat.as_strided(
-        (*flat.shape[:-1], *cell.sizes),
-        (*batch_strides, *strides(cell)),
-        flat.storage_offset() + cell.offset,
-    )
+    if flat.shape[-1] > 1 and flat.stride(-1) != 1:
+        raise SpecError(
+            f"cell_view: expected entries next to each other along the last axis, found stride {flat.stride(-1)}; "
+            "call contiguous() first"
+        )
+    # its own offset in memory is the default; to ask for it would break the graph of torch.compile
+    part = flat[..., cell.offset :] if cell.offset else flat
+    return part.as_strided((*flat.shape[:-1], *cell.sizes), (*flat.stride()[:-1], *strides(cell)))
 
 
 def strides(cell: Cell) -> tuple[int, ...]:

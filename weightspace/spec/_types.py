@@ -124,6 +124,22 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Orientation:
+    """Which axes of a tensor are units, and how many of its entries make one output.
+
+    Args:
+        output: axis of the units that a tensor writes to; None for none.
+        input: axis of the units that it reads, or of the positions of a table; None for none.
+        fan_in: number of entries that are summed for one output, kernel positions included; 1 where none are, as
+            in an embedding.
+    """
+
+    output: int | None
+    input: int | None
+    fan_in: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """The shape of one tensor and the cells that partition it.
 
@@ -133,12 +149,14 @@ class TensorSpec:
         kind: ``"parameter"``, or ``"statistic"`` for what moves with its group though it is not trained
             (BatchNorm's running mean).
         aliases: other names under which the same tensor is stored (tied weights).
+        orientation: where it is not the usual one; see :attr:`units`.
     """
 
     shape: tuple[int, ...]
     cells: tuple[Cell, ...]
     kind: TensorKind = "parameter"
     aliases: tuple[str, ...] = ()
+    orientation: Orientation | None = None
 
     @classmethod
     def dense(
@@ -162,6 +180,19 @@ class TensorSpec:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def units(self) -> Orientation:
+        """Its orientation; by default output units on axis 0, input units on axis 1 and kernels after them.
+
+        Example:
+            >>> TensorSpec.dense((8, 3, 5, 5), [None] * 4).units
+            Orientation(output=0, input=1, fan_in=75)
+        """
+        if self.orientation is not None:
+            return self.orientation
+        rank = len(self.shape)
+        return Orientation(0 if rank else None, 1 if rank > 1 else None, max(math.prod(self.shape[1:]), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,7 +491,7 @@ class WeightSpec:
         """One line of JSON from which :meth:`from_json` builds an equal spec, with or without its provenance."""
         document: dict[str, Any] = {
             "groups": [asdict(group) for group in self.groups.values()],
-            "tensors": {name: asdict(tensor) for name, tensor in self.tensors.items()},
+            "tensors": {name: _tensor_entry(tensor) for name, tensor in self.tensors.items()},
             "scalings": [asdict(scaling) for scaling in self.scalings.values()],
         }
         if self.constants:
@@ -525,12 +556,22 @@ def _cell_text(cell: Cell) -> str:
     return "[" + ", ".join(str(dim.size) if dim.group is None else dim.group for dim in cell.dims) + "]"
 
 
+def _tensor_entry(tensor: TensorSpec) -> dict[str, Any]:
+    entry = asdict(tensor)
+    if tensor.orientation is None:
+        del entry["orientation"]
+    return entry
+
+
 def _tensor_from(entry: dict[str, Any]) -> TensorSpec:
     cells = [
         Cell(tuple(Dim(**{**dim, "parents": tuple(dim["parents"])}) for dim in cell["dims"]), cell["offset"])
         for cell in entry["cells"]
     ]
-    return TensorSpec(tuple(entry["shape"]), tuple(cells), entry["kind"], tuple(entry["aliases"]))
+    orientation = Orientation(**entry["orientation"]) if "orientation" in entry else None
+    return TensorSpec(
+        tuple(entry["shape"]), tuple(cells), entry["kind"], tuple(entry["aliases"]), orientation
+    )
 
 
 def _scaling_from(entry: dict[str, Any]) -> Scaling:

@@ -20,9 +20,20 @@ def validate(spec: WeightSpec) -> None:
         for cell in tensor.cells:
             _check_cell(spec, name, cell)
         _check_partition(name, tensor)
+        _check_orientation(name, tensor)
     _check_names(spec)
     for name, scaling in spec.scalings.items():
         _check_scaling(spec, name, scaling)
+
+
+def _check_orientation(name: str, tensor: TensorSpec) -> None:
+    axes = [axis for axis in (tensor.units.output, tensor.units.input) if axis is not None]
+    fits = all(type(axis) is int and 0 <= axis < len(tensor.shape) for axis in axes)
+    if not fits or len(set(axes)) < len(axes) or not tensor.units.fan_in >= 1:
+        raise SpecError(
+            f"tensor {name!r}: expected an orientation with two axes of {list(tensor.shape)} and a fan_in of at least "
+            f"1, found {tensor.orientation}"
+        )
 
 
 def _check_names(spec: WeightSpec) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -14,6 +15,8 @@ from weightspace.datasets import ZooDataset
 from weightspace.errors import TaskError
 from weightspace.tasks._figures import draw_confusion
 from weightspace.tasks._registry import TASKS, Task, TaskOptions
+
+MOST_CLASSES = (10, 1000)  # so many per network of the training split and so many beside: more are no classes
 
 
 class ClassificationOptions(TaskOptions):
@@ -38,17 +41,19 @@ class Classification(Task):
         """Classes 0 to the largest label of the whole zoo: a small training split may lack some.
 
         Raises:
-            TaskError: targets that are no class numbers, or of one class only.
+            TaskError: targets that are no class numbers, far too large, or of one class only.
         """
-        if train.targets.is_floating_point() or int(train.targets.min()) < 0:
-            raise TaskError(
-                f"task classification: target {train.target!r} should hold class numbers 0, 1, ..., "
-                f"found {train.targets.dtype} from {train.targets.min()}"
-            )
+        _check_class_numbers(train)
         known = train.population.labels.get(train.target or "")
         classes = int(train.targets.max() if known is None else known.max()) + 1
         if classes < 2:
             raise TaskError(f"task classification: target {train.target!r} has only one class")
+        most = MOST_CLASSES[0] * len(train) + MOST_CLASSES[1]
+        if classes > most:
+            raise TaskError(
+                f"task classification: target {train.target!r} is out of range: expected class numbers below {most:,} "
+                f"for {len(train):,} networks to train on, found {classes - 1:,}"
+            )
         return cls(classes, options)
 
     @classmethod
@@ -101,3 +106,16 @@ class Classification(Task):
 
         counts = multiclass_confusion_matrix(readout.argmax(-1), targets, self.classes)
         draw_confusion(counts.cpu().numpy(), path, title)
+
+
+def _check_class_numbers(train: ZooDataset) -> None:
+    """Raise TaskError for targets that are negative or no integers."""
+    targets = train.targets
+    floating = targets.is_floating_point()
+    if not floating and int(targets.min()) >= 0:
+        return
+    hint = "; store them as integers" if floating and torch.equal(targets, targets.round()) else ""
+    raise TaskError(
+        f"task classification: target {train.target!r} should hold class numbers 0, 1, ..., found {targets.dtype} "
+        f"from {targets.min()}{hint}"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +40,9 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(64, ge=2, description="networks per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak of AdamW's one-cycle schedule")
     weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients are added up for one step")
+    accumulate: int = Field(
+        1, ge=1, description="batches whose mean gradient makes one step; an epoch may end with fewer of them"
+    )
     precision: Literal["32", "bf16-mixed", "16-mixed"] = Field(
         "32", description="of the arithmetic in training; 16-mixed needs CUDA"
     )
@@ -123,12 +127,44 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a small JSON file; NaN and infinite numbers, which JSON lacks, become null."""
+    write_text(path, json.dumps(_plain(document), allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def load_config(run: Path) -> TrainConfig:
     """Read the configuration of a run.
 
     Raises:
-        RunError: the directory is not a run, or its configuration is damaged.
+        RunError: the directory is not a run, its configuration is damaged, or has fields that are not known.
     """
+    values = _stored_values(run)
+    unknown = [name for name in values if name not in TrainConfig.model_fields]
+    if unknown and is_run(run):
+        raise RunError(
+            f"run {run}: of another version: config.yaml has the field {unknown[0]!r}, which is not known here; train "
+            "again with --overwrite"
+        )
+    return validated(TrainConfig, values, RunError, f"run {run}: config.yaml: ", "unknown field")
+
+
+def is_run(run: Path) -> bool:
+    """Whether a directory holds a run of whatever version: its config.yaml names a zoo, a task and a model."""
+    try:
+        return {"zoo", "task", "model"} <= set(_stored_values(run))
+    except RunError:
+        return False
+
+
+def _stored_values(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise RunError(f"run {run}: not a run directory: config.yaml is missing")
@@ -138,4 +174,4 @@ def load_config(run: Path) -> TrainConfig:
         raise RunError(f"run {run}: config.yaml is not valid YAML") from None
     if not isinstance(values, dict):
         raise RunError(f"run {run}: config.yaml should hold a mapping of fields")
-    return validated(TrainConfig, values, RunError, f"run {run}: config.yaml: ", "unknown field")
+    return values

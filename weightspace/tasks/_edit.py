@@ -14,7 +14,7 @@ from torch.nn.functional import mse_loss
 from weightspace.datasets import ZooDataset
 from weightspace.devices import choose_device
 from weightspace.errors import TaskError
-from weightspace.tasks._run import PARAMETERS, TrainedRun, batches_of, load_run, open_split
+from weightspace.tasks._run import PARAMETERS, TrainedRun, batches_of, guard, load_run, open_split
 from weightspace.zoo import Population, Zoo, check_output
 
 
@@ -78,9 +78,10 @@ def edit(
     dataset, _ = open_split(
         trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad
     )
-    dataset.targets = trained.task.targets(dataset)
-    before = _error(trained, dataset)
-    weights, errors = _edited(trained, dataset, device)
+    with guard(trained, device):
+        dataset.targets = trained.task.targets(dataset)
+        before = _error(trained, dataset)
+        weights, errors = _edited(trained, dataset, device)
     provenance = _provenance(trained, dataset, split)
     edited = _population(dataset, weights, errors, provenance)
     name = next(name for name in dataset.zoo if dataset.zoo[name] is dataset.population)
@@ -110,7 +111,7 @@ def _error(trained: TrainedRun, dataset: ZooDataset) -> float:
 def _edited(trained: TrainedRun, dataset: ZooDataset, device: str) -> tuple[np.ndarray, np.ndarray]:
     """Flat weights (rows, parameters) and the error of each network (rows,), float32."""
     weights, errors = [], []
-    for outputs, targets in batches_of(trained.network, dataset, device):
+    for outputs, targets in batches_of(trained.network, dataset, device, trained.config.batch_size):
         assert not isinstance(outputs, torch.Tensor)
         with torch.no_grad():
             difference = trained.task.readout(outputs).cpu() - targets.cpu()

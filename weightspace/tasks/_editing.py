@@ -19,9 +19,10 @@ from weightspace.spec import Weights, WeightSpec
 from weightspace.tasks._figures import draw_edits
 from weightspace.tasks._metanetwork import ResidualMetanetwork
 from weightspace.tasks._registry import TASKS, Outputs, Task, TaskOptions
+from weightspace.zoo import source_of
 
 Images = Float[Tensor, "batch channels height width"]
-BLOCK = 1024  # networks that are rendered at once
+BLOCK, BLOCK_PIXELS = 1024, 2**20  # networks, and pixels of all of them, that are rendered at once
 
 
 class EditingOptions(TaskOptions):
@@ -184,8 +185,9 @@ class Editing(Task):
         """What the networks render before they are edited."""
         population = dataset.population
         with torch.no_grad():
-            starts = range(0, len(dataset), BLOCK)
-            blocks = [self.render(population.weights_of(dataset.rows[at : at + BLOCK])) for at in starts]
+            size = max(1, min(BLOCK, BLOCK_PIXELS // len(self.render.grid)))
+            starts = range(0, len(dataset), size)
+            blocks = [self.render(population.weights_of(dataset.rows[at : at + size])) for at in starts]
         return torch.cat(blocks)
 
     def readout(self, outputs: Outputs) -> Images:
@@ -219,7 +221,8 @@ class Editing(Task):
                 f"task editing: images are rendered at {_size(self.render.shape)}, but those stored in "
                 f"{dataset.zoo.path} are of {_size(shape)}; take task.of=rendered"
             )
-        source = next(iter(dataset.zoo.sources.values()))
+        source = source_of(dataset.zoo, dataset.population)
+        assert source is not None
         items = dataset.population.source[dataset.population.network[dataset.rows]]
         images = torch.from_numpy(source.get(items))
         images = images[:, None] if images.ndim == 3 else images.movedim(-1, 1)
@@ -240,8 +243,9 @@ def _stored_shape(dataset: ZooDataset) -> tuple[int, int]:
 
     Raises:
         TaskError: it stores none.
+        ZooError: it stores those of several sources, and does not say which were these networks'.
     """
-    source = next(iter(dataset.zoo.sources.values()), None)
+    source = source_of(dataset.zoo, dataset.population)
     if source is None:
         raise TaskError(
             f"task editing: zoo {dataset.zoo.path} stores no source images; edit what the networks render, with "

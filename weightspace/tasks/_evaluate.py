@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weightspace.datasets import ZooDataset
 from weightspace.devices import choose_device
-from weightspace.tasks._config import write_text
-from weightspace.tasks._run import load_run, open_split, outputs_of
+from weightspace.tasks._config import write_json
+from weightspace.tasks._run import TrainedRun, digest_of, guard, load_run, open_split, outputs_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ def evaluate(
     device: str = "auto",
     skip_bad: bool = False,
 ) -> EvaluateReport:
-    """Score a run; writes ``evaluation-<split>.json`` and a figure into it.
+    """Score a run; writes ``evaluation-<split>.json`` and a figure, ``<split>.png``, into it.
+
+    For another zoo or population than the run's own the names say which: ``evaluation-test-mine-1f0c9a3e.json`` holds
+    the scores on the zoo ``mine.h5`` whose digest begins so.
 
     Args:
         run: a finished run directory.
@@ -61,9 +64,11 @@ def evaluate(
     dataset, network = open_split(
         trained, zoo, split, target=config.target, population=population, skip_bad=skip_bad
     )
-    dataset.targets = task.targets(dataset)
-    reference = task.reference(dataset)
-    readout, targets = outputs_of(network, task, dataset, device)
+    name = f"{split}{_suffix(trained, dataset)}"
+    with guard(trained, device):
+        dataset.targets = task.targets(dataset)
+        reference = task.reference(dataset)
+        readout, targets = outputs_of(network, task, dataset, device, config.batch_size)
     report = EvaluateReport(
         run=trained.path,
         zoo=str(dataset.zoo.path),
@@ -72,12 +77,24 @@ def evaluate(
         split=split,
         networks=len(dataset),
         metrics=task.scores(readout, targets),
-        figure=trained.path / f"{split}.png",
+        figure=trained.path / f"{name}.png",
         skipped=dataset.skipped,
         reference={} if reference is None else task.scores(reference, targets),
     )
     title = f"{config.model}, {split}, {task.monitor} {report.metrics[task.monitor]:.3f}"
     task.figure(readout, targets, report.figure, title, reference=reference)
     summary = {**report.__dict__, "run": str(report.run), "figure": report.figure.name}
-    write_text(trained.path / f"evaluation-{split}.json", json.dumps(summary))
+    write_json(trained.path / f"evaluation-{name}.json", summary)
     return report
+
+
+def _suffix(trained: TrainedRun, dataset: ZooDataset) -> str:
+    """What tells results on another zoo or population from those on the run's own."""
+    zoo, parts = dataset.zoo, []
+    assert zoo.path is not None
+    if zoo.digest != digest_of(trained.path):
+        parts += [zoo.path.stem, zoo.digest.partition(":")[2][:8]]
+    name = next(name for name in zoo if zoo[name] is dataset.population)
+    if len(zoo.populations) > 1 and name != trained.config.population:
+        parts.append(name)
+    return "".join(f"-{part}" for part in parts)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from weightspace.datasets import ZooDataset
+from weightspace.errors import DeviceError
 from weightspace.tasks._metanetwork import Metanetwork
 from weightspace.tasks._registry import Task
 
 COPIES = 4  # parameters, their gradients, and the two moments of AdamW
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, or of a job on a cluster
 
 
 def step_memory(
@@ -61,8 +68,46 @@ def _kept(trial: Metanetwork, task: Task, training: ZooDataset, size: int, mixed
     return total
 
 
+def held_memory(*datasets: ZooDataset, device: str) -> int:
+    """Bytes of the targets of whole splits, and on a GPU of their weights, which lie there from the start."""
+    weights = sum(4 * len(dataset) * dataset.spec.num_parameters for dataset in datasets)
+    return sum(dataset.targets.nbytes for dataset in datasets) + (weights if device == "cuda" else 0)
+
+
 def total_memory(device: str) -> int:
-    """Bytes of memory that a device has."""
+    """Bytes of memory that a device has, or that this process and its children may use of it."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(there, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max" in it
+        return there
+
+
+@contextmanager
+def limited_parameters(limit: int) -> Iterator[None]:
+    """Stop the building of a metanetwork as soon as its training needs more than ``limit`` bytes for parameters.
+
+    A parameter is counted after its memory was asked for and before most of them are filled, which is when the
+    system really gives it.
+
+    Raises:
+        DeviceError: it needs more.
+    """
+    needed = 0
+
+    def count(module: torch.nn.Module, name: str, parameter: Any) -> None:
+        nonlocal needed
+        needed += 0 if parameter is None else COPIES * parameter.nbytes
+        if needed > limit:
+            raise DeviceError(
+                f"model: its parameters, gradients and moments need at least {needed / 1e9:,.1f} GB, but there are "
+                f"{limit / 1e9:,.1f} GB; take fewer channels, with --set model.hidden=..."
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -15,7 +15,9 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from weightspace.datasets import ZooDataset
+from weightspace.errors import TaskError
 from weightspace.spec import Weights
+from weightspace.tasks._compile import compile_or_fall_back
 from weightspace.tasks._config import TrainConfig, write_text
 from weightspace.tasks._registry import Outputs, Task
 
@@ -122,6 +124,18 @@ class MetanetworkModule(L.LightningModule):
         self.network, self.task, self.config, self.train_set = network, task, config, train
         self.history: list[dict[str, float]] = []
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {"train": [], "val": []}
+        self._latest: Tensor | None = None
+        self._compiled = False
+
+    def configure_model(self) -> None:
+        """Compile in the process that trains: what is compiled does not survive the way into another one."""
+        if self.config.compile and not self._compiled:
+            compile_or_fall_back(self.network)
+            self._compiled = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled."""
+        return {**super().__getstate__(), "_compiled": False}
 
     def forward(self, weights: Weights) -> Outputs:
         """Outputs of the metanetwork."""
@@ -139,17 +153,44 @@ class MetanetworkModule(L.LightningModule):
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Draw new augmentations; dropout depends on seed and epoch, however often the run was resumed."""
+        """Draw new augmentations; dropout depends on seed and epoch, however often the run was resumed.
+
+        Processes that train together draw masks of their own.
+        """
         self.train_set.epoch = self.current_epoch
-        torch.manual_seed(self.config.seed + 1_000_003 * (self.current_epoch + 1))
+        torch.manual_seed(
+            self.config.seed + 1_000_003 * (self.current_epoch + 1) + 2_000_000_011 * _place()[0]
+        )
 
     def training_step(self, batch: tuple[Weights, Tensor], index: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch, scaled such that the batches of a step have a mean gradient, however many they are."""
         loss = self._compare(batch, split="train")
+        self._latest = loss.detach()
         self.log(
             "train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[1]), sync_dist=self._many
         )
-        return loss
+        return loss * self._share(index)
+
+    def _share(self, index: int) -> float:
+        """What Lightning's division by ``accumulate`` takes too much from the last step of an epoch."""
+        batches, accumulate = int(self.trainer.num_training_batches), self.config.accumulate
+        rest = batches % accumulate
+        return accumulate / rest if index >= batches - rest else 1.0
+
+    def on_validation_start(self) -> None:
+        """Stop when training has diverged: a loss that was not finite once has spoiled all parameters.
+
+        Once per epoch, because looking at the loss of every step would have a GPU wait. In 16-mixed steps that
+        overflow are left out, and later losses are finite again.
+
+        Raises:
+            TaskError: the latest loss is NaN or infinite.
+        """
+        if self._latest is not None and not bool(self._latest.isfinite()):
+            raise TaskError(
+                f"run {self.run}: the training loss is NaN or infinite in epoch {self.current_epoch + 1}, at learning "
+                f"rate {self.config.learning_rate:g}; take a lower --learning-rate, with --overwrite"
+            )
 
     def validation_step(self, batch: tuple[Weights, Tensor], index: int) -> None:
         """Keep readouts; scores are of the whole split."""

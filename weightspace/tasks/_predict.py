@@ -15,7 +15,7 @@ from weightspace.datasets import ZooDataset, target_values
 from weightspace.devices import choose_device
 from weightspace.errors import TaskError
 from weightspace.tasks._registry import Task
-from weightspace.tasks._run import load_run, open_split, outputs_of
+from weightspace.tasks._run import guard, load_run, open_split, outputs_of
 from weightspace.zoo import SPLITS, atomic_path, check_output
 
 
@@ -77,8 +77,9 @@ def predict(
     dataset, network = open_split(
         trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad
     )
-    readout, _ = outputs_of(network, trained.task, dataset, device)
-    table = _table(trained.task, readout, dataset, trained.config.target)
+    with guard(trained, device):
+        readout, _ = outputs_of(network, trained.task, dataset, device, trained.config.batch_size)
+        table = _table(trained.task, readout, dataset, trained.config.target)
     with atomic_path(Path(output), overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weightspace.datasets import Normalisation, ZooDataset, choose_population
+from weightspace.devices import memory_guard
 from weightspace.errors import RunError, TaskError, WeightspaceError
 from weightspace.models import ModelConfig, StatisticsTrees
 from weightspace.spec import WeightSpec
@@ -93,10 +95,16 @@ class TrainedRun:
                 f"runs networks of architecture {self.architecture}, but those of {where} are "
                 f"{population.architecture}"
             )
+        if self.task.out_features is None:
+            hint = f"task {self.task.name} is for networks like those of training alone, whatever the metanetwork"
+        else:
+            hint = (
+                "probes read networks of any weight space, and so do graph networks trained with model.types=role and "
+                "normalisation=fan_in"
+            )
         return (
             f"trained on networks of {self.spec.num_parameters} parameters, but those of {where} have "
-            f"{population.spec.num_parameters}{_difference(self.spec, population.spec)}; probes read networks of any "
-            "weight space, and so do graph networks trained with model.types=role and normalisation=fan_in"
+            f"{population.spec.num_parameters}{_difference(self.spec, population.spec)}; {hint}"
         )
 
 
@@ -151,8 +159,39 @@ def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Tas
 
 
 def save_digest(run: Path, zoo: Zoo) -> None:
-    """Remember which content a run is trained on."""
-    write_text(run / ZOO, json.dumps({"digest": zoo.digest}))
+    """Remember which content a run is trained on, and the version of the files."""
+    write_text(run / ZOO, json.dumps({"digest": zoo.digest, "run_version": RUN_VERSION}))
+
+
+def digest_of(run: Path) -> str:
+    """The digest of the zoo that a run was begun with.
+
+    Raises:
+        RunError: it is not known.
+    """
+    try:
+        return str(json.loads((run / ZOO).read_text())["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"run {run}: {ZOO} is missing or damaged; train again with --overwrite") from None
+
+
+def check_version(run: Path) -> None:
+    """Raise RunError when a run, finished or not, is of another version."""
+    told = []
+    for name in (
+        DESCRIPTION,
+        ZOO,
+    ):  # some finished runs say it in the first alone, unfinished ones in the second
+        try:
+            told.append(json.loads((run / name).read_text())["run_version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    found = next((version for version in told if version != RUN_VERSION), RUN_VERSION if told else None)
+    if found != RUN_VERSION:
+        raise RunError(
+            f"run {run}: version should be {RUN_VERSION}, found {found}; train again with --overwrite, or into another "
+            "directory"
+        )
 
 
 def check_zoo(run: Path, zoo: Zoo) -> None:
@@ -160,10 +199,7 @@ def check_zoo(run: Path, zoo: Zoo) -> None:
 
     Its splits may be others, so that what was trained on would count as unseen.
     """
-    try:
-        begun_with = json.loads((run / ZOO).read_text())["digest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"run {run}: {ZOO} is missing or damaged; train again with --overwrite") from None
+    begun_with = digest_of(run)
     if begun_with != zoo.digest:
         raise RunError(
             f"run {run}: zoo {zoo.path} has changed since training began (digest {begun_with} then, "
@@ -244,10 +280,21 @@ def _population_of(zoo: Zoo, config: TrainConfig) -> str | None:
     )
 
 
+def guard(trained: TrainedRun, device: str) -> AbstractContextManager[None]:
+    """Around what reads networks: one sentence when the device is too small for it."""
+    elsewhere = "; --device cpu may have more" if device == "cuda" else ""
+    return memory_guard(
+        f"run {trained.path}: {device} has too little memory for batches of {trained.config.batch_size} networks, the "
+        f"batch_size of training{elsewhere}"
+    )
+
+
 def batches_of(
-    network: Metanetwork, dataset: ZooDataset, device: str, batch_size: int = 256
+    network: Metanetwork, dataset: ZooDataset, device: str, batch_size: int
 ) -> Iterator[tuple[Outputs, Tensor]]:
     """Outputs and targets of a whole split, batch by batch, in its order; without gradients.
+
+    ``batch_size`` is that of training, which is known to fit.
 
     Raises:
         TaskError: an output is NaN or infinite; the row is named.
@@ -275,7 +322,7 @@ def _check_finite(outputs: Outputs, dataset: ZooDataset, at: int) -> None:
 
 
 def outputs_of(
-    network: Metanetwork, task: Task, dataset: ZooDataset, device: str, batch_size: int = 256
+    network: Metanetwork, task: Task, dataset: ZooDataset, device: str, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Readouts and targets of a whole split, in its order, on the CPU."""
     readouts, targets = [], []

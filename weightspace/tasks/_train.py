@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import math
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
-from weightspace.devices import choose_device, keep_freed_memory
-from weightspace.errors import DeviceError, OutputError, RunError, TaskError
+from weightspace.devices import choose_device, keep_freed_memory, memory_guard
+from weightspace.errors import DeviceError, RunError, TaskError, WeightspaceError
 from weightspace.models import FittedOnce
-from weightspace.tasks._compile import compile_or_fall_back
-from weightspace.tasks._config import TrainConfig, load_config, save_config, write_text
+from weightspace.tasks._config import TrainConfig, write_json
+from weightspace.tasks._directory import CHECKPOINTS, EVENTS, REPORT, open_run
 from weightspace.tasks._figures import draw_learning_curve
-from weightspace.tasks._memory import step_memory, total_memory
+from weightspace.tasks._memory import held_memory, limited_parameters, step_memory, total_memory
 from weightspace.tasks._metanetwork import Metanetwork
 from weightspace.tasks._registry import TASKS, Task
-from weightspace.tasks._run import (
-    DESCRIPTION,
-    build_network,
-    check_zoo,
-    outputs_of,
-    save_digest,
-    save_network,
-)
-from weightspace.zoo import Zoo
+from weightspace.tasks._run import build_network, outputs_of, save_network
 
 
 @dataclass(frozen=True)
@@ -93,13 +86,15 @@ def train(
         config: of the run.
         output: the run directory.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        overwrite: delete a run of another configuration that is in the way.
+        overwrite: replace the run that is there, whatever its configuration and version; files that training and
+            evaluation did not write stay.
         progress: show a progress bar.
 
     Raises:
-        OutputError: ``output`` exists and is not a run of this configuration.
+        OutputError: ``output`` exists and is not a run of this configuration, or is to be replaced and holds the zoo.
+        RunError: the run that is there is damaged or of another version, or its zoo has changed.
         TaskError: the zoo lacks the target or does not suit the task, or holds networks with weights that are
-            not finite.
+            not finite; or training diverged.
         ZooError: the zoo cannot be opened.
         DeviceError: the machine lacks what the configuration asks for, memory included.
     """
@@ -108,6 +103,32 @@ def train(
     device = choose_device(device)
     keep_freed_memory()
     _check_hardware(config, device)
+    training, validation, task = _splits(config)
+    torch.manual_seed(config.seed)
+    there = total_memory(device)
+    with (
+        limited_parameters(there),
+        memory_guard(f"model: its parameters do not fit into {there / 1e9:,.1f} GB"),
+    ):
+        network = build_network(config, training.spec, training.population.architecture, task)
+    memory = _checked_memory(config, network, task, (training, validation), device)
+    if open_run(run, config, training.zoo, overwrite):
+        return _stored_report(run)
+    if device == "cuda" and config.devices == 1:
+        training.to(device)
+        validation.to(device)
+    if network.normalisation is not None:
+        network.normalisation = Normalisation.fit(training, config.normalisation)
+    job = _Job(network, task, config, training, validation, run, device, progress, memory)
+    history = _fit_once(job) if isinstance(network.model, FittedOnce) else _fit_by_gradient(job)
+    with _guard(job):
+        report = _report(job, history, time.perf_counter() - start)
+    save_network(run, network, training, task)
+    return report
+
+
+def _splits(config: TrainConfig) -> tuple[ZooDataset, ZooDataset, Task]:
+    """The training and the validation split, and the task that reads its targets from the first."""
     training, validation = (
         ZooDataset(
             config.zoo,
@@ -127,21 +148,7 @@ def train(
         raise TaskError(
             f"zoo {config.zoo}: expected at least two networks to train on, found {len(training)}"
         )
-    torch.manual_seed(config.seed)
-    network = build_network(config, training.spec, training.population.architecture, task)
-    memory = _checked_memory(config, network, task, training, device)
-    if _open_run(run, config, training.zoo, overwrite):
-        return _stored_report(run)
-    if device == "cuda" and config.devices == 1:
-        training.to(device)
-        validation.to(device)
-    if network.normalisation is not None:
-        network.normalisation = Normalisation.fit(training, config.normalisation)
-    job = _Job(network, task, config, training, validation, run, device, progress, memory)
-    history = _fit_once(job) if isinstance(network.model, FittedOnce) else _fit_by_gradient(job)
-    report = _report(job, history, time.perf_counter() - start)
-    save_network(run, network, training, task)
-    return report
+    return training, validation, task
 
 
 def _check_hardware(config: TrainConfig, device: str) -> None:
@@ -155,66 +162,30 @@ def _check_hardware(config: TrainConfig, device: str) -> None:
 
 
 def _checked_memory(
-    config: TrainConfig, network: Metanetwork, task: Task, training: ZooDataset, device: str
+    config: TrainConfig,
+    network: Metanetwork,
+    task: Task,
+    splits: tuple[ZooDataset, ZooDataset],
+    device: str,
 ) -> int:
-    """Bytes that a step takes at least; raises DeviceError when the device is too small for it."""
+    """Bytes that a step takes at least; raises DeviceError when the device is too small for it.
+
+    Processes on a CPU share its memory; each holds the targets of both splits.
+    """
     if isinstance(network.model, FittedOnce):
         return 0
-    needed = step_memory(network, task, training, config.batch_size, mixed=config.precision != "32")
-    there = total_memory(device)
+    few = f"batch_size: a step of {config.batch_size} networks"
+    advice = "lower it, and raise accumulate for steps of the same size"
+    with memory_guard(f"{few} does not fit into memory; {advice}"):
+        step = step_memory(network, task, splits[0], config.batch_size, mixed=config.precision != "32")
+    processes = config.devices if device == "cpu" else 1
+    needed, there = processes * (step + held_memory(*splits, device=device)), total_memory(device)
     if needed > there:
+        among = f" in {processes} processes" if processes > 1 else ""
         raise DeviceError(
-            f"batch_size: a step of {config.batch_size} networks needs at least {needed / 1e9:,.1f} GB, but "
-            f"{device} has {there / 1e9:,.1f} GB; lower it, and raise accumulate for steps of the same size"
+            f"{few}{among} needs at least {needed / 1e9:,.1f} GB, but {device} has {there / 1e9:,.1f} GB; {advice}"
         )
-    return needed
-
-
-def _open_run(run: Path, config: TrainConfig, zoo: Zoo, overwrite: bool) -> bool:
-    """Make the directory or continue in it; returns whether the run is complete already."""
-    found = _found_config(run)
-    if found is not None and (overwrite or found != config):
-        if not overwrite:
-            raise OutputError(
-                f"output: {run} holds a run of another configuration ({_difference(found, config)}); "
-                "choose another name or pass --overwrite"
-            )
-        shutil.rmtree(run)
-    elif found is not None:
-        check_zoo(run, zoo)
-    complete = (run / DESCRIPTION).is_file() and (run / "report.json").is_file()
-    if not complete:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"output: {run} cannot be written ({error.strerror})") from None
-        save_config(config, run / "config.yaml")
-        save_digest(run, zoo)
-    return complete
-
-
-def _found_config(run: Path) -> TrainConfig | None:
-    """The configuration of a run that is there; None for a directory that is empty or missing.
-
-    Raises:
-        OutputError: anything else, which is never deleted, whatever the flags.
-    """
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
-        return None
-    try:
-        return load_config(run)
-    except RunError:
-        raise OutputError(
-            f"output: {run} exists already and is not a run directory; choose another name"
-        ) from None
-
-
-def _difference(found: TrainConfig, config: TrainConfig) -> str:
-    for name in TrainConfig.model_fields:
-        before, after = getattr(found, name), getattr(config, name)
-        if before != after:
-            return f"{name}: {before!r} there, {after!r} now"
-    raise AssertionError("equal configurations have no difference")
+    return step
 
 
 # -- two ways to fit ---------------------------------------------------------------------------------------
@@ -245,37 +216,55 @@ def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
         sys.stderr.write(
             f"{job.config.model}: at least {job.memory / 1e6:,.0f} MB for a step of {batch} networks\n"
         )
-    if job.config.compile:
-        compile_or_fall_back(job.network)
     loaders = (
         DataLoader(job.training, batch, sampler=order, drop_last=drop_last),
-        DataLoader(job.validation, 256),
+        DataLoader(job.validation, batch),
     )
-    with _quiet_lightning():
+    with _quiet_lightning(), _guard(job):
         trainer, best = _trainer(job)
         try:
             trainer.fit(module, *loaders, ckpt_path=_checkpoint(job.run), weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
-        except torch.OutOfMemoryError:
-            raise DeviceError(
-                f"run {job.run}: {job.device} has too little memory for batches of {batch} networks; lower "
-                "--batch-size, and raise --set accumulate for steps of the same size"
-            ) from None
-    state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+        except ProcessRaisedException as error:
+            raise _of_a_process(error) or error from None
+    try:
+        state = torch.load(best.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+    except Exception as error:  # a damaged archive fails in many ways
+        raise RunError(
+            f"run {job.run}: the checkpoint of its best epoch is missing or damaged ({type(error).__name__}); pass "
+            "--overwrite"
+        ) from None
     job.network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     return _history(job.run) if job.config.devices > 1 else module.history
 
 
+def _guard(job: _Job) -> AbstractContextManager[None]:
+    return memory_guard(
+        f"run {job.run}: {job.device} has too little memory for batches of {job.config.batch_size} networks; lower "
+        "--batch-size, and raise --set accumulate for steps of the same size"
+    )
+
+
+def _of_a_process(error: ProcessRaisedException) -> WeightspaceError | None:
+    """What the user can mend of a failure in one of several processes; None for anything else."""
+    last = str(error).rstrip().rpartition("\n")[2]
+    name, _, message = last.partition(": ")
+    for kind in WeightspaceError.__subclasses__():
+        if name == f"{kind.__module__}.{kind.__name__}":
+            return kind(message)
+    return DeviceError(f"memory: a process ran out of it ({last})") if "OutOfMemoryError" in name else None
+
+
 def _history(run: Path) -> list[dict[str, float]]:
     """The scores of all epochs, from the last checkpoint: other processes did the training."""
-    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu")
+    last = torch.load(run / CHECKPOINTS / "last.ckpt", weights_only=True, map_location="cpu")
     return list(last["history"])
 
 
 def _checkpoint(run: Path) -> Path | None:
     """What an interrupted run left; None when there is nothing."""
-    path = run / "checkpoints" / "last.ckpt"
+    path = run / CHECKPOINTS / "last.ckpt"
     if not path.is_file():
         return None
     try:
@@ -287,25 +276,18 @@ def _checkpoint(run: Path) -> Path | None:
 
 def _trainer(job: _Job) -> tuple[Any, Any]:
     import lightning as L
-    from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
+    from weightspace.tasks._callbacks import KeepEpochs, Patience
     from weightspace.tasks._module import Progress
 
     config, monitor = job.config, f"val_{job.task.monitor}"
-    best = ModelCheckpoint(
-        job.run / "checkpoints",
-        "best",
-        monitor=monitor,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    best = KeepEpochs(job.run / CHECKPOINTS, monitor)
     callbacks: list[Any] = [best]
     if job.progress:
         callbacks.append(Progress(config.model, monitor))
     if config.patience is not None:
-        callbacks.append(EarlyStopping(monitor, mode="max", patience=config.patience))
+        callbacks.append(Patience(monitor, config.patience))
     trainer = L.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
         devices=config.devices,
@@ -314,7 +296,7 @@ def _trainer(job: _Job) -> tuple[Any, Any]:
         accumulate_grad_batches=config.accumulate,
         max_epochs=config.epochs,
         callbacks=callbacks,
-        logger=TensorBoardLogger(job.run, name="", version="tensorboard"),
+        logger=TensorBoardLogger(job.run, name="", version=EVENTS),
         use_distributed_sampler=False,
         log_every_n_steps=10**9,
         enable_progress_bar=False,
@@ -353,10 +335,13 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> TrainReport:
     run, network, task, config = job.run, job.network, job.task, job.config
-    readout, targets = outputs_of(network, task, job.validation, job.device)
+    readout, targets = outputs_of(network, task, job.validation, job.device, config.batch_size)
     scores = task.scores(readout, targets)
-    monitor = f"val_{task.monitor}"
-    best = max(range(len(history)), key=lambda at: history[at][monitor]) if history else 0
+    scored = [row[f"val_{task.monitor}"] for row in history]
+    # NaN is the worst, as it is for the checkpoints
+    best = max(
+        range(len(scored)), key=lambda at: -math.inf if math.isnan(scored[at]) else scored[at], default=0
+    )
     report = TrainReport(
         run=run,
         model=config.model,
@@ -373,14 +358,14 @@ def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> Train
         draw_learning_curve(history, task.monitor, run / "learning_curve.png", subject)
     title = f"{subject}, val {task.monitor} {scores[task.monitor]:.3f}"
     task.figure(readout, targets, run / "val.png", title, reference=task.reference(job.validation))
-    write_text(run / "report.json", json.dumps({**report.__dict__, "run": str(run)}))
+    write_json(run / REPORT, {**report.__dict__, "run": str(run)})
     return report
 
 
 def _stored_report(run: Path) -> TrainReport:
     try:
-        return TrainReport(**{**json.loads((run / "report.json").read_text()), "run": run})
-    except (TypeError, ValueError) as error:
-        raise RunError(
-            f"run {run}: report.json is damaged ({type(error).__name__}); pass --overwrite"
-        ) from None
+        stored = json.loads((run / REPORT).read_text())
+        metrics = {name: math.nan if value is None else value for name, value in stored["metrics"].items()}
+        return TrainReport(**{**stored, "run": run, "metrics": metrics})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"run {run}: {REPORT} is damaged ({type(error).__name__}); pass --overwrite") from None

@@ -30,6 +30,8 @@ def assert_equivariant(
 ) -> dict[torch.dtype, float]:
     """Assert ``f(g . W) == g . f(W)`` for weights in, weights out, at float32 and float64.
 
+    ``g . W`` lies in memory with the first axis innermost, as in a transposed array: no layout may matter.
+
     Returns:
         The worst relative error per dtype.
 
@@ -78,13 +80,19 @@ def _assert(
         weights = random_weights(spec, batch, seed, dtype)
         element = spec.random_element(batch, symmetries=symmetries, generator=generator)
         with torch.no_grad():
-            errors[dtype] = error(module, weights, spec.act(element, weights), element)
+            moved = {name: _relaid(tensor) for name, tensor in spec.act(element, weights).items()}
+            errors[dtype] = error(module, weights, moved, element)
         if not errors[dtype] <= limit:
             raise EquivarianceError(
                 f"relative error {errors[dtype]:.1e} in {dtype}, expected at most {limit:.0e}, "
                 f"under {', '.join(symmetries)}"
             )
     return errors
+
+
+def _relaid(tensor: Tensor) -> Tensor:
+    """The same numbers with the first axis innermost in memory."""
+    return tensor.movedim(0, -1).contiguous().movedim(-1, 0) if tensor.ndim > 1 else tensor
 
 
 def _relative(found: Tensor, expected: Tensor, unrelated: Tensor) -> float:

@@ -17,7 +17,7 @@ from weightspace.zoo._files import (
     join_zoos,
     verify_digest,
 )
-from weightspace.zoo._show import draw_zoo, render
+from weightspace.zoo._show import draw_zoo, render, source_of
 from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo, split_items
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "load_networks",
     "render",
     "save_network",
+    "source_of",
     "spec_of",
     "split_items",
     "verify_digest",

@@ -32,6 +32,30 @@ def render(population: Population, rows: np.ndarray, shape: tuple[int, ...]) -> 
     return rendered.view(len(rows), *shape).numpy()
 
 
+def source_of(zoo: Zoo, population: Population) -> Source | None:
+    """The stored signals that the networks of a population represent; None if the zoo stores none.
+
+    Of several sources it is the one that the population's protocol names under ``source``, or the one of the recipe
+    that made the zoo.
+
+    Raises:
+        ZooError: there are several, and neither names one of them.
+    """
+    if len(zoo.sources) <= 1:
+        return next(iter(zoo.sources.values()), None)
+    made_from = (zoo.recipe or {}).get("source")
+    for name in (
+        population.protocol.get("source"),
+        made_from.get("kind") if isinstance(made_from, dict) else None,
+    ):
+        if isinstance(name, str) and name in zoo.sources:
+            return zoo.sources[name]
+    raise ZooError(
+        f"zoo {zoo.path or ''}: stores signals of several sources, {', '.join(zoo.sources)}; the population's protocol "
+        "should name its own under 'source'"
+    )
+
+
 def draw_zoo(
     zoo: Zoo,
     path: str | Path,
@@ -52,13 +76,14 @@ def draw_zoo(
         overwrite: replace an existing file.
 
     Raises:
-        ZooError: the zoo stores no two-dimensional signals, or its networks cannot be rebuilt.
+        ZooError: the zoo stores no two-dimensional signals, or those of several sources, or its networks cannot be
+            rebuilt.
         OutputError: ``path`` exists.
     """
     chosen = zoo[population if population is not None else next(iter(zoo))]
-    if not zoo.sources:
+    source = source_of(zoo, chosen)
+    if source is None:
         raise ZooError(f"zoo {zoo.path or ''}: stores no source signals to show beside the networks")
-    source = next(iter(zoo.sources.values()))
     if source.items.ndim != 3:
         raise ZooError(
             f"zoo {zoo.path or ''}: expected images (items, height, width), found {source.items.shape}"

@@ -24,11 +24,11 @@ class GraphConfig(ModelConfig):
 
     training: ClassVar[Mapping[str, Any]] = {
         "epochs": 20,
-        "learning_rate": 1e-3,
+        "learning_rate": 4e-3,
         "augment": "sign, noise(0.05)",
     }
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {"hidden": 64, "style": "pna", "layout": "neural-graphs"},
+        "paper": {"style": "pna", "layout": "neural-graphs"},
         "gmn": {"style": "gmn", "layout": "gmn"},
         "any": {"types": "role"},
     }
@@ -42,6 +42,7 @@ class GraphConfig(ModelConfig):
     aggregation: tuple[Aggregation, ...] | None = Field(
         None, min_length=1, description="of messages; pna: mean, max, min, std; gmn: mean"
     )
+    norm: Literal["batch", "layer"] = Field("batch", description="of nodes; batch: of edges, too")
     layout: Layout = Field("weightspace", description="how weights are laid out as a graph")
     types: Types = Field("tensor", description="types by role, alike for all networks, or one per tensor")
     node_features: int | None = Field(
@@ -49,7 +50,7 @@ class GraphConfig(ModelConfig):
     )
     edge_features: int | None = Field(None, ge=1, description="width of edge features, likewise")
     probes: int = Field(0, ge=0, description="learned inputs whose activations the nodes hold; 0 for none")
-    generator: Literal["none", "linear"] = Field("none", description="of the probes, as in model probe")
+    generator: Literal["none", "linear"] = Field("linear", description="of the probes, as in model probe")
     input_shape: tuple[int, ...] | None = Field(
         None, description="of one probe, such as [3, 32, 32]; known for MLPs"
     )
@@ -70,8 +71,14 @@ class GraphConfig(ModelConfig):
 
     @property
     def recommended(self) -> Mapping[str, Any]:
-        """Noise changes what units answer far more than the weights, so that it is left out with probes."""
-        return {**self.training, "augment": "sign"} if self.probes else self.training
+        """What suits the chosen options.
+
+        Noise changes what units answer far more than the weights, so that it is left out with probes. Types by role
+        are for networks of several architectures, which one scale per tensor of one spec would not suit.
+        """
+        probed = {"augment": "sign"} if self.probes else {}
+        alike = {"normalisation": "fan_in"} if self.types == "role" else {}
+        return {**self.training, **probed, **alike}
 
     @property
     def runs_networks(self) -> bool:

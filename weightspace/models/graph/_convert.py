@@ -42,7 +42,7 @@ def to_graph(
         ``x`` (N, node_features) and ``edge_attr`` (E, edge_features), the entries, zero-padded;
         ``edge_index`` (2, E), from input to output unit;
         ``node_set``, ``edge_set``: numbers of the plan's sets, which tell the tensor of each entry;
-        ``node_type``, ``edge_type``: see :class:`GraphOptions`;
+        ``node_type``, ``edge_type``, ``edge_order``: see :class:`GraphOptions`;
         ``activation``: place in ``ACTIVATIONS``; ``position``: index of an input or output unit, else -1;
         ``inputs`` (N, input_features), where asked for; ``batch`` and ``ptr``, as always.
 
@@ -71,7 +71,10 @@ def to_graph(
         parts["inputs"] = plan.inputs(node_inputs, x).flatten(0, 1)
     elif node_inputs:
         raise ConfigError("node_inputs: expected GraphOptions(input_features=...) above 0, found 0")
-    return _batch(parts, torch.full((size,), plan.num_nodes), torch.full((size,), plan.num_edges))
+    batch = _batch(parts, torch.full((size,), plan.num_nodes), torch.full((size,), plan.num_edges))
+    # no tensor, so that the batch keeps it to itself; lost where a batch is made of its graphs
+    batch._types = spec if plan.options.types == "tensor" else "role"
+    return batch
 
 
 def from_graph(spec: WeightSpec, graphs: Batch, *, options: GraphOptions | None = None) -> Weights:
@@ -112,7 +115,8 @@ def join(batches: Sequence[Batch]) -> Batch:
     """One batch of the graphs of several, for instance of different architectures.
 
     Raises:
-        ConfigError: none, or features of different widths: give ``GraphOptions`` common ones.
+        ConfigError: none; features of different widths: give ``GraphOptions`` common ones; or types by tensor of
+            different specs, whose numbers mean different things.
 
     Example:
         >>> options = GraphOptions(node_features=4, edge_features=9)
@@ -131,6 +135,12 @@ def join(batches: Sequence[Batch]) -> Batch:
     if not batches or odd is not None:
         found = f"{widths[0]} and {odd}" if batches else "no graphs"
         raise ConfigError(f"join: expected graphs with features of one width, found {found}")
+    types = {known for batch in batches if (known := getattr(batch._store, "_types", None)) is not None}
+    if len(types) > 1:
+        raise ConfigError(
+            "join: expected graphs with types by role, or all of one spec, found types by tensor of different specs; "
+            "make them with GraphOptions(types='role')"
+        )
     parts = {name: [_tensors(batch)[name] for batch in batches] for name in _tensors(batches[0])}
     starts = [0]
     for batch in batches:
@@ -140,7 +150,10 @@ def join(batches: Sequence[Batch]) -> Batch:
     nodes, edges = (
         torch.cat([batch._slice_dict[name].diff() for batch in batches]) for name in ("x", "edge_attr")
     )
-    return _batch(joined, nodes, edges)
+    whole = _batch(joined, nodes, edges)
+    if types:
+        whole._types = types.pop()
+    return whole
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -161,7 +174,7 @@ def _batch(parts: Mapping[str, Tensor], nodes: Tensor, edges: Tensor) -> Batch:
     slices = {
         at: torch.cat([counts.new_zeros(1), counts.cumsum(0)]) for at, counts in ((0, nodes), (1, edges))
     }
-    on_edges = {"edge_attr", "edge_index", "edge_set", "edge_type"}
+    on_edges = {"edge_attr", "edge_index", "edge_set", "edge_type", "edge_order"}
     device = parts["x"].device
     batch.batch = torch.repeat_interleave(torch.arange(len(nodes)), nodes).to(device)
     batch.ptr = slices[0].to(device)

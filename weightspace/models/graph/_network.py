@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
 from weightspace.models.graph._layer import DEFAULT_AGGREGATION, STYLES, GraphLayer
-from weightspace.models.graph._options import ACTIVATIONS, EDGE_ROLES, NODE_ROLES, GraphOptions
+from weightspace.models.graph._options import ACTIVATIONS, EDGE_ORDERS, EDGE_ROLES, NODE_ROLES, GraphOptions
 from weightspace.models.graph._plan import GraphPlan, graph_plan
 from weightspace.models.graph._topology import DenseTopology, Edges, SparseTopology, Topology
 from weightspace.spec import Weights, WeightSpec
@@ -42,6 +42,8 @@ class GraphNetwork(nn.Module):
         layers: number of message passing steps, at least 1.
         style: ``"pna"`` or ``"gmn"``; see :class:`GraphLayer`.
         aggregation: some of mean, sum, max, min and std; None for what the style's paper has.
+        norm: ``"batch"`` or ``"layer"``; see :class:`GraphLayer`.
+        context_features: width of further features of whole networks, which the head reads; 0 for none.
         dropout: probability with which a unit of the head is dropped.
         head: hidden units of the head.
 
@@ -75,6 +77,8 @@ class GraphNetwork(nn.Module):
         layers: int = 4,
         style: str = "pna",
         aggregation: Sequence[str] | None = None,
+        norm: str = "batch",
+        context_features: int = 0,
         dropout: float = 0.0,
         head: int = 128,
     ) -> None:
@@ -90,23 +94,26 @@ class GraphNetwork(nn.Module):
         else:
             self.register_buffer("start", torch.zeros(hidden), persistent=False)
         how = tuple(aggregation or DEFAULT_AGGREGATION[style])
-        self.layers = nn.ModuleList(GraphLayer(hidden, style, how) for _ in range(layers - 1))
+        self.layers = nn.ModuleList(GraphLayer(hidden, style, how, norm=norm) for _ in range(layers - 1))
         read_edges = ("edges",) if out_features is None else ()
-        self.layers.append(GraphLayer(hidden, style, how, update=read_edges))
+        self.layers.append(GraphLayer(hidden, style, how, norm=norm, update=read_edges))
         self.read: nn.Module | None = None
         if out_features is None:
             self.node_out = nn.Linear(hidden, self.encode.node_features)
             self.edge_out = nn.Linear(hidden, self.encode.edge_features)
         else:
             self.read = nn.Sequential(
-                nn.Linear(2 * hidden * self.encode.node_types, head),
+                nn.Linear(2 * hidden * self.encode.node_types + context_features, head),
                 nn.ReLU(),
                 nn.Dropout(dropout),
                 nn.Linear(head, out_features),
             )
 
     def forward(
-        self, networks: Weights | Batch, node_inputs: Mapping[str, Tensor] | None = None
+        self,
+        networks: Weights | Batch,
+        node_inputs: Mapping[str, Tensor] | None = None,
+        context: Tensor | None = None,
     ) -> Tensor | Weights | Batch:
         """Read a batch of networks.
 
@@ -114,17 +121,21 @@ class GraphNetwork(nn.Module):
             networks: weights of the spec, or graphs.
             node_inputs: with weights, further features by name of a node set, (batch, *sizes of the set,
                 input_features); graphs hold theirs in ``inputs``.
+            context: further features of the networks, (batch, context_features), if the model has any.
 
         Raises:
             ConfigError: weights without a spec, or graphs that were made with other options.
             SpecError: weights of another spec.
         """
         if isinstance(networks, Mapping):
-            return self._from_weights(networks, node_inputs)
-        return self._from_graphs(networks)
+            return self._from_weights(networks, node_inputs, context)
+        return self._from_graphs(networks, context)
 
     def _from_weights(
-        self, weights: Mapping[str, Tensor], node_inputs: Mapping[str, Tensor] | None
+        self,
+        weights: Mapping[str, Tensor],
+        node_inputs: Mapping[str, Tensor] | None,
+        context: Tensor | None,
     ) -> Tensor | Weights:
         if self.plan is None or self.dense is None:
             raise ConfigError(
@@ -135,23 +146,26 @@ class GraphNetwork(nn.Module):
         x, edges = self.encode.dense(self.plan, nodes, attributes, inputs)
         x, edges = self._passed(self.dense, x, edges, len(nodes))
         if self.read is not None:
-            out: Tensor = self.read(self.dense.by_type(x, self.encode.node_types))
-            return out
+            return self._read(self.dense.by_type(x, self.encode.node_types), context)
         flat = torch.cat([self.edge_out(part).flatten(1, 3) for part in edges] or [attributes], dim=1)
         return self.plan.weights(self.node_out(x), flat)
 
-    def _from_graphs(self, graphs: Batch) -> Tensor | Batch:
+    def _from_graphs(self, graphs: Batch, context: Tensor | None) -> Tensor | Batch:
         self.encode.check(graphs)
         size = int(graphs.num_graphs)
         topology = SparseTopology(graphs.edge_index, graphs.batch, graphs.node_type, size)
         x, edges = self.encode.sparse(graphs)
         x, edges = self._passed(topology, x, edges, size)
         if self.read is not None:
-            out: Tensor = self.read(topology.by_type(x, self.encode.node_types))
-            return out
+            return self._read(topology.by_type(x, self.encode.node_types), context)
         found = copy.copy(graphs)
         found.x, found.edge_attr = self.node_out(x), self.edge_out(edges[0])
         return found
+
+    def _read(self, pooled: Tensor, context: Tensor | None) -> Tensor:
+        assert self.read is not None
+        out: Tensor = self.read(pooled if context is None else torch.cat([pooled, context], dim=-1))
+        return out
 
     def _passed(self, graph: Topology, x: Tensor, edges: Edges, size: int) -> tuple[Tensor, Edges]:
         u = self.start.expand(size, -1)
@@ -180,6 +194,9 @@ class _Encoder(nn.Module):
         self.edge = nn.Linear(self.edge_features, hidden)
         self.node_type = nn.Embedding(self.node_types, hidden)
         self.edge_type = nn.Embedding(max(self.edge_types, 1), hidden)
+        self.edge_order: nn.Embedding | None = None
+        if options.types == "role":  # types by tensor tell parallel edges apart by themselves
+            self.edge_order = nn.Embedding.from_pretrained(torch.zeros(EDGE_ORDERS, hidden), freeze=False)
         self.activation = nn.Embedding(len(ACTIVATIONS), hidden)
         self.position = nn.Linear(POSITIONS, hidden, bias=False)
         width = options.input_features
@@ -202,16 +219,22 @@ class _Encoder(nn.Module):
         for number, (edges, part) in enumerate(zip(plan.edges, parts, strict=True)):
             kind = EDGE_ROLES.index(edges.role) if by_role else number
             bias = self.edge.bias + self.edge_type.weight[kind]
+            if self.edge_order is not None:
+                bias = bias + self.edge_order.weight[edges.order % EDGE_ORDERS]
             encoded = nn.functional.linear(part, self.edge.weight, bias)
             found.append(encoded.view(len(x), *edges.shape, -1))
         return x, found
 
     def sparse(self, graphs: Batch) -> tuple[Tensor, Edges]:
         """Nodes (all nodes, hidden) and edges (all edges, hidden)."""
-        x = self.node(graphs.x) + self._constants(graphs.node_type, graphs.activation, graphs.position)
+        constants = self._constants(graphs.node_type, graphs.activation, graphs.position)
+        x = self.node(graphs.x) + constants
         if self.inputs is not None:
             x = x + self.inputs(graphs.inputs)
-        return x, [self.edge(graphs.edge_attr) + self.edge_type(graphs.edge_type)]
+        edges = self.edge(graphs.edge_attr) + self.edge_type(graphs.edge_type)
+        if self.edge_order is not None:
+            edges = edges + self.edge_order(graphs.edge_order)
+        return x, [edges]
 
     def _constants(self, types: Tensor, activations: Tensor, positions: Tensor) -> Tensor:
         encoded = _encoded(positions).to(self.position.weight)

@@ -6,29 +6,37 @@ no other index of the cell lies within:
 
 - none: features of the one global node;
 - one: features of that unit's node (in the layout ``"gmn"``, of an edge to it from an extra node);
-- two: features of an edge from the unit of the later axis to that of the first, as ``(out, in)`` weights have it;
+- two: features of an edge from the input unit to the output unit, as the tensor's orientation in the spec has them;
 - three and more (bilinear layers, grouped queries): features of a factor node per entry, with an edge to each of
   its units.
 
-Fixed indices (kernel positions, gates) are neighbouring features. A nested group has one node for each of its
-units in each outer unit, with membership edges from it to that one.
+Fixed indices on the axes of input and output units are units as well; so are the positions of a table that is added
+to units, and the rows of an embedding. All others (kernel positions) are neighbouring features. A nested group has
+one node for each of its units in each outer unit, with membership edges from it to that one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, count
 
 import torch
 from torch import Tensor
 
 from weightspace.errors import ConfigError, SpecError
-from weightspace.models._ends import UNIT_AXES, free_ends
-from weightspace.models.graph._options import ACTIVATIONS, EDGE_ROLES, NODE_ROLES, GraphOptions
-from weightspace.spec import Cell, Dim, Frozen, Group, TensorSpec, Weights, WeightSpec, cell_view
+from weightspace.models.graph._options import (
+    ACTIVATIONS,
+    EDGE_ORDERS,
+    EDGE_ROLES,
+    NODE_ROLES,
+    SLOTS,
+    GraphOptions,
+)
+from weightspace.spec import Cell, Dim, Frozen, Group, Orientation, TensorSpec, Weights, WeightSpec, cell_view
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class EdgeSet:
         sources: nodes of that set, (blocks, sources); each node occurs once.
         targets: nodes of that set, (blocks, targets).
         start: number of the first edge in its graph; they are numbered by block, target, source.
+        order: number of the set among those of its role between the same two node sets, such as gates.
     """
 
     name: str
@@ -84,6 +93,7 @@ class EdgeSet:
     sources: Tensor
     targets: Tensor
     start: int = 0
+    order: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -104,6 +114,7 @@ class EdgeSet:
             self.source,
             self.targets,
             self.sources,
+            order=self.order,
         )
 
 
@@ -118,7 +129,7 @@ class Place:
         fixed: number of entries per node or edge.
         on_nodes: whether on nodes or on edges.
         at: number of the node set or edge set.
-        column: of the first entry among the features.
+        column: of the first entry among the features; while a plan is made, from the last one back if below 0.
     """
 
     tensor: str
@@ -208,13 +219,15 @@ class GraphPlan:
 
     @cached_property
     def edge_columns(self) -> dict[str, Tensor]:
-        """What does not depend on the weights, per edge: set and type; int64."""
+        """What does not depend on the weights, per edge: set, type, and order modulo ``EDGE_ORDERS``; int64."""
         number = list(range(len(self.edges)))
+        orders = [edges.order % EDGE_ORDERS for edges in self.edges]
         roles = [EDGE_ROLES.index(edges.role) for edges in self.edges]
         counts = [edges.count for edges in self.edges]
         return {
             "edge_set": _repeated(number, counts),
             "edge_type": _repeated(roles if self.options.types == "role" else number, counts),
+            "edge_order": _repeated(orders, counts),
         }
 
     @cached_property
@@ -238,7 +251,8 @@ class GraphPlan:
         x = first.new_zeros(batch, self.num_nodes, self.node_features)
         parts: dict[int, Tensor] = {}
         for place in self.places:
-            flat = weights[place.tensor].reshape(batch, -1)
+            # reshape alone may give a view whose entries are not next to each other
+            flat = weights[place.tensor].reshape(batch, -1).contiguous()
             view = cell_view(flat, place.cell).permute(0, *(1 + at for at in place.order))
             values = view.reshape(batch, -1, place.fixed)
             if place.on_nodes:
@@ -312,8 +326,8 @@ def graph_plan(spec: WeightSpec, options: GraphOptions | None = None) -> GraphPl
         ConfigError: features wider than the options allow.
     """
     options = options or GraphOptions()
-    freed = _joined_ends(*free_ends(_single_ends(spec)))
-    builder = _Builder(freed, options, _end_roles(freed, set(freed.groups) - set(spec.groups)))
+    freed, roles = _free_ends(_single_ends(spec))
+    builder = _Builder(freed, options, roles)
     for name, tensor in freed.tensors.items():
         for number, cell in enumerate(tensor.cells):
             builder.add(name, f"{name}[{number}]" if len(tensor.cells) > 1 else name, cell)
@@ -330,7 +344,9 @@ class _Builder:
         self.nodes: list[NodeSet] = []
         self.edges: list[EdgeSet] = []
         self.places: list[Place] = []
-        self.columns: dict[int, int] = {}
+        self.front: Counter[int] = Counter()  # columns in use at each node set, from the first on
+        self.rear: Counter[int] = Counter()  # and from the last one back
+        self.met: Counter[object] = Counter()
         self.number = {
             name: self.add_nodes(name, self.sizes(group), roles.get(name, "hidden"), group.activation)
             for name, group in spec.groups.items()
@@ -347,7 +363,11 @@ class _Builder:
         """One cell, by the number of its independent indices."""
         live = [at for at, dim in enumerate(cell.dims) if dim.group is not None]
         outer = {parent for dim in cell.dims for parent in dim.parents}
-        leaves = sorted((at for at in live if at not in outer), key=lambda at: (cell.dims[at].axis, at))
+        units = self.spec.tensors[tensor].units
+        leaves = sorted(
+            (at for at in live if at not in outer),
+            key=lambda at: (_side(units, cell.dims[at].axis), cell.dims[at].axis, at),
+        )
         if self.options.layout == "neural-graphs":
             _check_plain(tensor, cell, len(leaves))
         if not leaves:
@@ -377,7 +397,8 @@ class _Builder:
             self._add_features(tensor, cell, target[1], target[0])
             return
         extra = self.add_nodes(name, (), "bias")
-        order = self._add_edges(name, "bias", cell, (extra, ()), target)
+        role = entry_role(self.spec, tensor)
+        order = self._add_edges(name, role, cell, (extra, ()), target, key=(role, target[0]))
         self._add_place(tensor, cell, order, on_nodes=False, at=len(self.edges) - 1)
 
     def add_membership(self, group: Group) -> None:
@@ -398,13 +419,20 @@ class _Builder:
         node_starts = accumulate((nodes.count for nodes in self.nodes), initial=0)
         edge_starts = accumulate((one.count for one in edges), initial=0)
         on_edges = [place.fixed for place in self.places if not place.on_nodes]
+        on_nodes = [self.front[at] + self.rear[at] for at in range(len(self.nodes))]
+        width = _width("node", self.options.node_features, on_nodes)
+        if self.options.layout == "neural-graphs":
+            _check_chain(self.nodes, self.edges)
         return GraphPlan(
             spec,
             self.options,
             tuple(replace(nodes, start=at) for nodes, at in zip(self.nodes, node_starts, strict=False)),
             tuple(replace(one, start=at) for one, at in zip(edges, edge_starts, strict=False)),
-            tuple(self.places),
-            _width("node", self.options.node_features, self.columns.values()),
+            tuple(
+                replace(place, column=place.column + width if place.column < 0 else place.column)
+                for place in self.places
+            ),
+            width,
             _width("edge", self.options.edge_features, on_edges),
         )
 
@@ -416,15 +444,25 @@ class _Builder:
         return self.add_nodes("global", (), "global") if found is None else found
 
     def _add_features(self, tensor: str, cell: Cell, order: tuple[int, ...], at: int) -> None:
-        self._add_place(tensor, cell, order, on_nodes=True, at=at, column=self.columns.get(at, 0))
-        self.columns[at] = self.columns.get(at, 0) + self.places[-1].fixed
+        """A cell on nodes: at the next free columns, or where all networks have what plays its role."""
+        fixed = _fixed(cell)
+        column = self.front[at]
+        if self.options.types == "role":
+            role = entry_role(self.spec, tensor)
+            if role in SLOTS and fixed == 1:
+                column = SLOTS.index(role) + len(SLOTS) * self.met[at, role]
+                self.met[at, role] += 1
+            else:
+                self.rear[at] += fixed
+                column = -self.rear[at]
+        self.front[at] = max(self.front[at], column + fixed if column >= 0 else 0)
+        self._add_place(tensor, cell, order, on_nodes=True, at=at, column=column)
 
     def _add_place(
         self, tensor: str, cell: Cell, order: tuple[int, ...], *, on_nodes: bool, at: int, column: int = 0
     ) -> None:
         fixed = tuple(place for place, dim in enumerate(cell.dims) if dim.group is None)
-        size = math.prod(cell.dims[place].size for place in fixed)
-        self.places.append(Place(tensor, cell, (*order, *fixed), size, on_nodes, at, column))
+        self.places.append(Place(tensor, cell, (*order, *fixed), _fixed(cell), on_nodes, at, column))
 
     def _add_edges(
         self,
@@ -433,13 +471,21 @@ class _Builder:
         cell: Cell,
         source: tuple[int, tuple[int, ...]],
         target: tuple[int, tuple[int, ...]],
+        key: object = None,
     ) -> tuple[int, ...]:
-        """Edges between nodes that dims of a cell index; returns the dims in the order of the edges."""
+        """Edges between nodes that dims of a cell index; returns the dims in the order of the edges.
+
+        Sets of the same ``key``, by default of one role between the same node sets, are numbered.
+        """
         shared = tuple(at for at in target[1] if at in source[1])
         own = [tuple(at for at in path if at not in shared) for _, path in (source, target)]
         sources = _node_ids(cell, source[1], shared, own[0])
         targets = _node_ids(cell, target[1], shared, own[1])
-        self.edges.append(EdgeSet(name, role, source[0], target[0], sources, targets))
+        key = key or (role, source[0], target[0])
+        self.edges.append(
+            EdgeSet(name, role, source[0], target[0], sources, targets, order=self.met["edges", key])
+        )
+        self.met["edges", key] += 1
         return (*shared, *own[1], *own[0])
 
 
@@ -455,21 +501,60 @@ def _node_ids(cell: Cell, path: Sequence[int], shared: Sequence[int], own: Seque
     return ids.permute([path.index(at) for at in (*shared, *own)]).reshape(blocks, -1)
 
 
+def _side(units: Orientation, axis: int) -> int:
+    """Targets of edges before their sources."""
+    return 0 if axis == units.output else 2 if axis == units.input else 1
+
+
+def _fixed(cell: Cell) -> int:
+    """Number of entries per node or edge."""
+    return math.prod(dim.size for dim in cell.dims if dim.group is None)
+
+
+def entry_role(spec: WeightSpec, name: str) -> str:
+    """What the entries of a tensor do to single units: one of ``SLOTS``, or ``"other"``.
+
+    Told by the kind of the tensor, its orientation and the end of its name, as PyTorch's layers call them.
+    """
+    tensor, (module, _, last) = spec.tensors[name], name.rpartition(".")
+    if tensor.kind == "statistic":
+        return {"mean": "mean", "var": "variance"}.get(last.rpartition("_")[2], "other")
+    if not _is_entrywise(tensor):
+        return "other"
+    if last.startswith("bias") or last in ("beta", "shift"):
+        norms = (f"{module}.{one}" if module else one for one in _SCALES)
+        is_shift = any(one in spec.tensors and _is_entrywise(spec.tensors[one]) for one in norms)
+        return "shift" if is_shift else "bias"
+    return "scale" if last in _SCALES else "other"
+
+
+_SCALES = ("weight", "gamma", "scale")
+
+
+def _is_entrywise(tensor: TensorSpec) -> bool:
+    return tensor.units.input is None and tensor.units.fan_in == 1
+
+
 def _single_ends(spec: WeightSpec) -> WeightSpec:
     """The spec with a dim for input and output axes of size 1, which count as units of the ends, too."""
+
+    def is_single(tensor: TensorSpec, axis: int | None) -> bool:
+        return axis is not None and tensor.shape[axis] == 1 and _is_bare(tensor, axis)
+
     heads = {
         name.rpartition(".")[0]
         for name, tensor in spec.tensors.items()
-        if len(tensor.shape) > 1 and tensor.shape[0] == 1 and _is_bare(tensor, 0)
+        if len(tensor.shape) > 1 and is_single(tensor, tensor.units.output)
     }
 
     def with_ends(name: str, tensor: TensorSpec) -> TensorSpec:
-        axes = UNIT_AXES if len(tensor.shape) > 1 else UNIT_AXES[: name.rpartition(".")[0] in heads]
         added = tuple(
             Dim(axis, math.prod(tensor.shape[axis + 1 :]), 1)
-            for axis in axes
-            if tensor.shape[axis : axis + 1] == (1,) and _is_bare(tensor, axis)
+            for axis in (tensor.units.output, tensor.units.input)
+            if axis is not None and is_single(tensor, axis)
         )
+        if len(tensor.shape) == 1 and name.rpartition(".")[0] not in heads:
+            return tensor
         return replace(tensor, cells=tuple(Cell((*cell.dims, *added), cell.offset) for cell in tensor.cells))
 
     tensors = {name: with_ends(name, tensor) for name, tensor in spec.tensors.items()}
@@ -480,30 +565,61 @@ def _is_bare(tensor: TensorSpec, axis: int) -> bool:
     return all(dim.axis != axis for cell in tensor.cells for dim in cell.dims)
 
 
-def _joined_ends(spec: WeightSpec, ends: Sequence[str]) -> WeightSpec:
-    """The spec in which all cells of a tensor (the gates of a GRU) share the units of its input axis."""
-    first: dict[tuple[str, int], str] = {}
-    joined: dict[str, str] = {}
-    for name, tensor in spec.tensors.items():
-        for dim in (dim for cell in tensor.cells for dim in cell.dims):
-            if dim.group is not None and dim.group in ends and dim.axis == UNIT_AXES[1]:
-                joined[dim.group] = first.setdefault((name, dim.size), dim.group)
+def _free_ends(spec: WeightSpec) -> tuple[WeightSpec, dict[str, str]]:
+    """The spec with fixed units as groups ``end0``, ``end1``, ...; and the role of each of these.
 
-    def renamed(cell: Cell) -> Cell:
-        dims = (replace(dim, group=joined.get(str(dim.group), dim.group)) for dim in cell.dims)
-        return replace(cell, dims=tuple(dims))
+    Fixed units are a fixed dim that is alone on an axis of units in its cell. The tensors of one module share their
+    outputs (weight and bias), the cells of one tensor their inputs (gates). What a later layer reads beside hidden
+    units is taken to be an input of the network that has as many units.
+    """
+    ends: dict[object, Group] = {}
+    roles: dict[str, str] = {}
+    inputs: dict[int, object] = {}
+    names = (name for name in (f"end{number}" for number in count()) if name not in spec.groups)
 
-    tensors = {
-        name: replace(tensor, cells=tuple(map(renamed, tensor.cells)))
-        for name, tensor in spec.tensors.items()
-    }
-    groups = {name: group for name, group in spec.groups.items() if joined.get(name, name) == name}
-    return replace(spec, groups=Frozen(groups), tensors=Frozen(tensors))
+    def end(name: str, tensor: TensorSpec, cell: Cell, dim: Dim) -> Dim:
+        units = tensor.units
+        others = sum(other.axis == dim.axis for other in cell.dims)
+        if dim.group is not None or dim.axis not in (units.output, units.input) or others > 1:
+            return dim
+        first = cell.offset // math.prod(tensor.shape[dim.axis + 1 :]) % tensor.shape[dim.axis]
+        role = "output" if dim.axis == units.output else "input"
+        owner = name.rpartition(".")[0] if role == "output" else name
+        key: object = (role, owner, dim.size, first)
+        if role == "input" and dim.size == tensor.shape[dim.axis]:
+            inputs.setdefault(dim.size, key)
+        elif role == "input":
+            key = inputs.get(dim.size, key)
+        if key not in ends:
+            ends[key] = Group(next(names), dim.size)
+            roles[ends[key].name] = role
+        return replace(dim, group=ends[key].name)
+
+    def freed(name: str, tensor: TensorSpec) -> TensorSpec:
+        cells = (
+            replace(cell, dims=tuple(end(name, tensor, cell, dim) for dim in cell.dims))
+            for cell in tensor.cells
+        )
+        return replace(tensor, cells=tuple(cells))
+
+    tensors = {name: freed(name, tensor) for name, tensor in spec.tensors.items()}
+    groups = {**spec.groups, **{group.name: group for group in ends.values()}}
+    return replace(spec, groups=Frozen(groups), tensors=Frozen(tensors)), roles
 
 
-def _end_roles(spec: WeightSpec, ends: Collection[str]) -> dict[str, str]:
-    dims = (dim for tensor in spec.tensors.values() for cell in tensor.cells for dim in cell.dims)
-    return {str(dim.group): "input" if dim.axis else "output" for dim in dims if dim.group in ends}
+def _check_chain(nodes: Sequence[NodeSet], edges: Sequence[EdgeSet]) -> None:
+    """Raise SpecError for units that several weights write to or read, or one that does both."""
+    into: dict[int, str] = {}
+    out: dict[int, str] = {}
+    for one in edges:
+        other = into.setdefault(one.target, one.name), out.setdefault(one.source, one.name)
+        if one.source == one.target or other != (one.name, one.name):
+            at = nodes[one.target if other[0] != one.name else one.source].name
+            raise SpecError(
+                f"tensor {one.name!r}: not the only weight at the units of {at!r}, as in residual, recurrent and gated "
+                "networks, and layout 'neural-graphs' is for perceptrons and plain convolutional networks; choose "
+                "layout='weightspace'"
+            )
 
 
 def _check_plain(tensor: str, cell: Cell, indices: int) -> None:
@@ -511,8 +627,8 @@ def _check_plain(tensor: str, cell: Cell, indices: int) -> None:
     if nested or indices not in (1, 2):
         found = "a nested group" if nested else f"{indices} independent indices"
         raise SpecError(
-            f"tensor {tensor!r}: has {found}, and layout 'neural-graphs' is for perceptrons and convolutional "
-            "networks; choose layout='weightspace'"
+            f"tensor {tensor!r}: has {found}, and layout 'neural-graphs' is for perceptrons and plain "
+            "convolutional networks; choose layout='weightspace'"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from weightspace.models._probe import ProbeFeatures
+from weightspace.models._probe import ProbeFeatures, by_channel
 from weightspace.models.graph._network import GraphNetwork
 from weightspace.models.graph._options import GraphOptions
 from weightspace.spec import Weights, WeightSpec
@@ -17,8 +17,8 @@ class ProbedGraphNetwork(nn.Module):
     """A graph network that also sees the networks at work: nodes hold the activations of their units.
 
     All networks are run on the same learned inputs. A hidden unit's node gets what it answers to them, an input
-    unit's what it was given, an output unit's what came out. Units whose activations cannot be read, such as those
-    within attention heads, get zeros.
+    unit's what it was given, an output unit's what came out; the head also reads what came out by itself. Units
+    whose activations cannot be read, such as those within attention heads, get zeros.
 
     Args:
         network: a network of the population's architecture; supplies the computation only, and in eval mode.
@@ -26,6 +26,7 @@ class ProbedGraphNetwork(nn.Module):
         out_features: size of the output; None for weights.
         probes: number of learned inputs.
         generator: ``"none"`` or ``"linear"``, see :class:`~weightspace.models.Probe`.
+        answer_features: that the head gets of the answers of the networks as a whole.
         input_shape: of one input; None where the network shows it.
         options: of the graphs; the width of further node features is the number of probes.
         chosen: further options of :class:`GraphNetwork`.
@@ -60,7 +61,8 @@ class ProbedGraphNetwork(nn.Module):
         out_features: int | None = None,
         *,
         probes: int = 64,
-        generator: str = "none",
+        generator: str = "linear",
+        answer_features: int = 128,
         input_shape: Sequence[int] | None = None,
         options: GraphOptions | None = None,
         **chosen: Any,
@@ -75,15 +77,24 @@ class ProbedGraphNetwork(nn.Module):
             partial=True,
         )
         options = (options or GraphOptions(types="tensor")).model_copy(update={"input_features": probes})
+        self.answers: nn.Module | None = None
+        if out_features is not None:
+            size = self.probe.answers
+            linear = nn.Linear(size, answer_features)
+            self.answers = nn.Sequential(nn.BatchNorm1d(size), linear, nn.ReLU())
+            chosen["context_features"] = answer_features
         self.graph = GraphNetwork(spec, out_features, options=options, **chosen)
 
     def forward(self, weights: Weights, raw: Weights) -> Tensor | Weights:
         """Read a batch of networks: their weights as features, and as they run."""
-        units, inputs, outputs = self.probe.with_ends(raw)
+        units, answers = self.probe.with_answers(raw)
         assert self.graph.plan is not None
-        ends = {"input": inputs.expand(len(outputs), -1, -1), "output": outputs}
+        given = by_channel(self.probe.probes, 1)
+        ends = {"input": given.expand(len(answers), -1, -1), "output": by_channel(answers, 2)}
         for nodes in self.graph.plan.nodes:
             end = ends.get(nodes.role)
             if end is not None and nodes.count == end.shape[1]:
                 units[nodes.name] = end
-        return self.graph(weights, node_inputs=units)
+        context = None if self.answers is None else self.answers(answers.flatten(1))
+        out: Tensor | Weights = self.graph(weights, node_inputs=units, context=context)
+        return out

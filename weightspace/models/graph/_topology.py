@@ -35,16 +35,19 @@ class Topology(Protocol):
         source: Tensor,
         target: Tensor,
         weight: Tensor,
+        offset: Tensor,
         statistics: tuple[str, ...],
         pooled: int,
     ) -> tuple[Edges, Pooled]:
-        """``h = relu(weight e + source + target)`` of every edge, and statistics of what comes in and goes out.
+        """``h = relu(weight e + offset + source + target)`` of every edge, and statistics of what comes in and goes out.
 
         Args:
             edges: features.
-            source: of each node, what its outgoing edges get.
-            target: of each node, what its incoming edges get.
+            source: of each node, what its outgoing edges get; twice as many channels also hold factors of
+                ``weight e + offset``, to which 1 is added.
+            target: of each node, what its incoming edges get; as the source.
             weight: (width, channels).
+            offset: (width,).
             statistics: some of sum, square, max and min.
             pooled: of how many channels.
         """
@@ -115,6 +118,7 @@ class DenseTopology(nn.Module):
         source: Tensor,
         target: Tensor,
         weight: Tensor,
+        offset: Tensor,
         statistics: tuple[str, ...],
         pooled: int,
     ) -> tuple[Edges, Pooled]:
@@ -127,7 +131,7 @@ class DenseTopology(nn.Module):
             names = f"targets{number}", f"sources{number}"
             outgoing = self._split(names[1], sources[one.source], one.sources.shape)
             incoming = self._split(names[0], targets[one.target], one.targets.shape)
-            h, values = pair_and_pool(part, outgoing, incoming, weight, statistics, pooled)
+            h, values = pair_and_pool(part, outgoing, incoming, weight, offset, statistics, pooled)
             found.append(h)
             for place, name in enumerate(statistics):
                 for way, at in enumerate((one.target, one.source)):
@@ -205,11 +209,14 @@ class SparseTopology:
         source: Tensor,
         target: Tensor,
         weight: Tensor,
+        offset: Tensor,
         statistics: tuple[str, ...],
         pooled: int,
     ) -> tuple[Edges, Pooled]:
         """See :class:`Topology`."""
-        h = torch.relu(nn.functional.linear(edges[0], weight) + source[self.source] + target[self.target])
+        read = nn.functional.linear(edges[0], weight, offset)
+        shift, *factor = (source[self.source] + target[self.target]).split(len(weight), dim=-1)
+        h = torch.relu(shift + (read * (1.0 + factor[0]) if factor else read))
         part, size = h[:, :pooled], len(self.batch)
         return [h], {
             name: (_scatter(part, self.target, size, name), _scatter(part, self.source, size, name))

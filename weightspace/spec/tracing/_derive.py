@@ -18,6 +18,7 @@ from weightspace.spec.tracing import rules  # noqa: F401  registers the rules
 from weightspace.spec.tracing._atoms import Atoms
 from weightspace.spec.tracing._groups import Namer, build_spec, settle
 from weightspace.spec.tracing._labels import Labels
+from weightspace.spec.tracing._orientation import with_orientations
 from weightspace.spec.tracing._program import (
     Inputs,
     Program,
@@ -283,7 +284,7 @@ def derive(module: nn.Module, programs: Sequence[Program], distrusted: Collectio
         },
         inputs=[program.text for program in programs],
     )
-    return Derivation(spec, trace, namer)
+    return Derivation(with_orientations(spec, programs), trace, namer)
 
 
 def _used(program: Program) -> Iterator[str]:

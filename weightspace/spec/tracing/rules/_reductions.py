@@ -12,7 +12,7 @@ from weightspace.spec.tracing._powers import times
 from weightspace.spec.tracing._trace import Trace, rule
 from weightspace.spec.tracing.rules._axes import and_positions, counted_axes, filled_out, without
 from weightspace.spec.tracing.rules._pointwise import add
-from weightspace.spec.tracing.rules._unary import scaled
+from weightspace.spec.tracing.rules._unary import note_activation, scaled
 
 
 @rule("sum", "mean", "nansum")
@@ -92,6 +92,7 @@ def softmax(t: Trace, x: Label, axis: int, *_: Any) -> Label:
     """Symmetric along its axis; one head for each index of the axes before the last two."""
     (axis,) = counted_axes(x, axis)
     t.note_heads(x, axis)
+    note_activation(t, x, t.name, [axis])
     return op.symmetric(t, op.inhomogeneous(t, x), [axis])
 
 

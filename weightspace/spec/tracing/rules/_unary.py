@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import fx
@@ -76,18 +77,19 @@ _SIGNS = {"keep": 1, "even": 0}
 
 _ACTIVATIONS = {
     "relu", "leaky_relu", "prelu", "tanh", "gelu", "silu", "sigmoid", "elu", "selu", "celu", "mish", "softplus",
-    "hardswish", "hardsigmoid", "hardtanh", "relu6", "glu", "rrelu", "sine", "gaussian", "cosine",
+    "hardswish", "hardsigmoid", "hardtanh", "relu6", "glu", "rrelu", "sine", "gaussian", "cosine", "log_sigmoid",
+    "softmax", "log_softmax",
 }  # fmt: skip
 
 
-def note_activation(t: Trace, x: Label, name: str) -> None:
-    """Note what the units apply, if nothing is noted yet."""
+def note_activation(t: Trace, x: Label, name: str, axes: Collection[int] | None = None) -> None:
+    """Note what the units apply, those of some axes or all, if nothing is noted yet."""
 
     def note(atom: Any) -> None:
         atom.activation = atom.activation or name
 
     if name in _ACTIVATIONS:
-        t.atoms.mark((n for n in t.numbers(t.resolve(x)) if t.atoms.is_live(n)), note)
+        t.atoms.mark((n for n in t.numbers(t.resolve(x), axes) if t.atoms.is_live(n)), note)
 
 
 def scaled(t: Trace, x: Label, positive: str | None, sign: str | None) -> Label:
