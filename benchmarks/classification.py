@@ -17,11 +17,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import _inrs
 import _report
 
-from weightspace.datagen import generate
 from weightspace.tasks import TrainConfig, evaluate, train, train_config
-from weightspace.zoo import Zoo
 
 # title: (model, what is set, epochs or None for models that are fitted in one go)
 FAMILIES: dict[str, tuple[str, dict[str, Any], int | None]] = {
@@ -38,7 +37,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "64 probes": ("probe", {}, 60),
     "ProbeGen": ("probe", {"model.preset": "paper"}, 60),
 }
-PATHS = {"--data-root": "DIR", "--zoo": "ZOO.h5", "--runs": "RUNS", "-o": "OUTDIR"}
 COLUMNS = {
     "metanetwork": "{title}",
     "test accuracy": "{accuracy:.1%}",
@@ -91,45 +89,22 @@ def run_family(title: str, zoo: Path, runs: Path, epochs: int | None, seeds: Seq
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write the results as they come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, help="folder with mnist/*-ubyte[.gz]")
-    parser.add_argument("--recipe", default="mnist-inr")
-    parser.add_argument("--count", type=int, default=10_000, help="images")
-    parser.add_argument("--zoo", type=Path, default=Path("mnist-10k.h5"), help="made unless it exists")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go")
+    _inrs.add_arguments(parser)
     parser.add_argument("--families", help="only these, as in 'DWS,graph network'")
     parser.add_argument("--seeds", default="0", help="as in 0,1,2")
     parser.add_argument("--epochs", type=int, help="of all families; their own otherwise")
     parser.add_argument("--name", default="mnist_classification", help="of the result files")
-    parser.add_argument("--toy", action="store_true", help="24 embedded digits, one epoch")
-    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="OUTDIR")
     arguments = parser.parse_args(argv)
     titles = list(FAMILIES) if arguments.families is None else arguments.families.split(",")
     if unknown := set(titles) - set(FAMILIES):
         parser.error(f"--families: expected some of {', '.join(FAMILIES)}, found {', '.join(unknown)}")
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    overrides: dict[str, Any] = {}
-    if arguments.toy:
-        arguments.recipe, arguments.count, arguments.epochs = "digits-inr", 24, 1
-        overrides = {"network.hidden": [4], "protocol.steps": 20}
+    epochs = 1 if arguments.toy else arguments.epochs
     start = time.perf_counter()
-    made = generate(
-        arguments.recipe,
-        arguments.zoo,
-        count=arguments.count,
-        data_root=arguments.data_root,
-        overrides=overrides,
-    )
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    zoo = Zoo.open(arguments.zoo)["inr"]
-    setting = {
-        "command": _report.command_line("classification.py", argv, PATHS),
-        "zoo": f"{arguments.recipe}, {made.networks:,} networks, {made.digest}",
-        "splits": ", ".join(f"{split} {len(zoo.rows_of(split)):,}" for split in ("train", "val", "test")),
-        **_report.environment("torch", "scikit-learn", "lightning"),
-    }
+    setting = _inrs.prepare(arguments, "classification.py", argv, "scikit-learn", "lightning")
     rows: list[dict[str, Any]] = []
     for title in titles:
-        rows.append(run_family(title, arguments.zoo, arguments.runs, arguments.epochs, seeds))
+        rows.append(run_family(title, arguments.zoo, arguments.runs, epochs, seeds))
         table = _report.to_markdown("Classifying INRs", COLUMNS, rows, setting)
         _report.write(arguments.output, arguments.name, table, rows, setting)
         for figure in ("learning_curve", "test"):

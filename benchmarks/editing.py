@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _inrs
 import _report
 
-from weightspace.datagen import generate
 from weightspace.tasks import evaluate, train, train_config
-from weightspace.zoo import Zoo
 
 # (edit, model, its options, epochs)
 ROWS: list[tuple[str, str, dict[str, Any], int]] = [
@@ -27,7 +26,6 @@ ROWS: list[tuple[str, str, dict[str, Any], int]] = [
     ("dilate", "graph", {"model.probes": 64}, 30),
     ("contrast", "dws", {}, 30),
 ]
-PATHS = {"--data-root": "DIR", "--zoo": "ZOO.h5", "--runs": "RUNS", "-o": "OUTDIR"}
 COLUMNS = {
     "edit": "{edit}",
     "metanetwork": "{model}",
@@ -63,34 +61,15 @@ def run(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, and write ``editing.json`` and ``editing.md`` as the results come."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, help="folder with mnist/*-ubyte[.gz]")
-    parser.add_argument("--count", type=int, default=10_000, help="images")
-    parser.add_argument("--zoo", type=Path, default=Path("mnist-10k.h5"), help="made unless it exists")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go")
+    _inrs.add_arguments(parser)
     parser.add_argument("--edits", help="only these, as in dilate,contrast")
-    parser.add_argument("--toy", action="store_true", help="24 embedded digits, one epoch, small models")
-    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="OUTDIR")
     arguments = parser.parse_args(argv)
     known = {row[0] for row in ROWS}
     edits = known if arguments.edits is None else set(arguments.edits.split(","))
     if not edits <= known:
         parser.error(f"--edits: expected some of {', '.join(sorted(known))}, found {arguments.edits}")
-    recipe, overrides = "mnist-inr", {}
-    if arguments.toy:
-        recipe, arguments.count = "digits-inr", 24
-        overrides = {"network.hidden": [4], "protocol.steps": 20}
     start = time.perf_counter()
-    made = generate(
-        recipe, arguments.zoo, count=arguments.count, data_root=arguments.data_root, overrides=overrides
-    )
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    zoo = Zoo.open(arguments.zoo)["inr"]
-    setting = {
-        "command": _report.command_line("editing.py", argv, PATHS),
-        "zoo": f"{recipe}, {made.networks:,} networks, {made.digest}",
-        "splits": ", ".join(f"{split} {len(zoo.rows_of(split)):,}" for split in ("train", "val", "test")),
-        **_report.environment("torch", "lightning"),
-    }
+    setting = _inrs.prepare(arguments, "editing.py", argv, "lightning")
     rows: list[dict[str, Any]] = []
     for edit, model, changes, epochs in ROWS:
         if edit in edits:

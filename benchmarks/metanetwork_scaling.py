@@ -97,8 +97,9 @@ def spec_of(networks: str, width: int) -> WeightSpec:
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
     """Median time of a step and the peak of memory, in this process."""
-    torch.set_num_threads(row["threads"])
-    keep_freed_memory()
+    if row["threads"]:
+        torch.set_num_threads(row["threads"])
+        keep_freed_memory()
     spec = spec_of(row["networks"], row["width"])
     torch.manual_seed(0)
     model = model_config(row["name"], row["options"]).build(spec, None, 10)
@@ -116,9 +117,17 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         "milliseconds": milliseconds,
         "per_layer": milliseconds / layers,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "gigabytes": _peak() - before,
+        "gigabytes": _peak(),
+        "before": before,
         "parameters_read": spec.num_parameters,
     }
+
+
+def _measured_alone(row: dict[str, Any]) -> dict[str, Any]:
+    """:func:`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--row", json.dumps(row)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout))
 
 
 def _peak() -> float:
@@ -131,7 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32, help="perceptrons per step; of ResNet-20 always 4")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--toy", action="store_true", help="narrow networks, two depths, one round")
+    parser.add_argument(
+        "--toy", action="store_true", help="narrow networks, two depths, one round, one process"
+    )
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="OUTDIR")
     arguments = parser.parse_args(argv)
@@ -150,20 +161,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             "options": options,
             "networks": networks,
             "batch": 4 if large else arguments.batch,
-            "threads": arguments.threads,
+            "threads": 0 if arguments.toy else arguments.threads,
             "width": min(width, 16) if large else width,
             "rounds": 1 if large else rounds,
         }
-        command = [sys.executable, __file__, "--row", json.dumps(row)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append({**row, **json.loads(done.stdout)})
+        rows.append({**row, **(measure(row) if arguments.toy else _measured_alone(row))})
         rows[-1]["networks"] = networks if large else f"{networks} layers"
         print(f"{title}, {rows[-1]['networks']}: {rows[-1]['milliseconds']:.0f} ms", file=sys.stderr)
     setting = {
         "command": _report.command_line("metanetwork_scaling.py", argv, {"-o": "OUTDIR"}),
         "perceptrons": f"2-{width}-...-{width}-1, random weights",
         "ms per step": "median; forward and backward, without the optimiser",
-        "peak GB": "of the process, beyond what it held before the first step",
+        "peak GB": f"of the whole process; {rows[0]['before']:.2f} of it before the first step",
         **_report.environment("torch"),
     }
     table = _report.to_markdown("Cost against the depth of what is read", COLUMNS, rows, setting)

@@ -23,7 +23,8 @@ def load_program(monkeypatch):
         return module
 
     yield load
-    sys.modules.pop("_report", None)
+    for name in ("_report", "_inrs"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from weightspace.models import MODELS
+
 
 @pytest.mark.parametrize(
-    "name", ["batch_loading", "group_action", "metanetwork_speed", "mnist_zoo", "tracing"]
+    "name",
+    ["batch_loading", "group_action", "metanetwork_scaling", "metanetwork_speed", "mnist_zoo", "tracing"],
 )
 def test_a_toy_run_writes_a_table_and_json(name, load_program, tmp_path, capsys):
     assert load_program(name).main(["--toy", "-o", str(tmp_path)]) == 0
@@ -20,19 +23,28 @@ def test_a_toy_run_writes_a_table_and_json(name, load_program, tmp_path, capsys)
     assert min(numbers) > 0
 
 
-def test_classification_trains_all_four_models(load_program, tmp_path):
-    arguments = [
-        "--toy",
-        "--zoo",
-        str(tmp_path / "z.h5"),
-        "--runs",
-        str(tmp_path / "runs"),
-        "-o",
-        str(tmp_path),
-    ]
-    assert load_program("classification").main(arguments) == 0
+def trained_at_toy_size(program, tmp_path):
+    paths = ["--zoo", str(tmp_path / "z.h5"), "--runs", str(tmp_path / "runs"), "-o", str(tmp_path)]
+    assert program.main(["--toy", *paths]) == 0
+
+
+def test_classification_trains_every_family(load_program, tmp_path):
+    program = load_program("classification")
+    trained_at_toy_size(program, tmp_path)
     report = json.loads((tmp_path / "mnist_classification.json").read_text())
-    assert [row["model"] for row in report["rows"]] == ["mlp", "statistics", "dws", "probe"]
+    assert [row["title"] for row in report["rows"]] == list(program.FAMILIES)
+    assert {row["config"]["model"] for row in report["rows"]} == set(MODELS)
     assert all(0 <= row["accuracy"] <= 1 for row in report["rows"])
     assert str(tmp_path) not in json.dumps(report), "no local path in a result"
     assert (tmp_path / "mnist_classification_dws_test.png").stat().st_size > 5000
+
+
+def test_editing_trains_every_row(load_program, tmp_path):
+    program = load_program("editing")
+    trained_at_toy_size(program, tmp_path)
+    report = json.loads((tmp_path / "editing.json").read_text())
+    assert [(row["edit"], row["config"]["model"]) for row in report["rows"]] == [
+        row[:2] for row in program.ROWS
+    ]
+    assert all(0 < row["error"] < 100 and 0 < row["before"] < 100 for row in report["rows"])
+    assert (tmp_path / "editing_dilate_dws.png").stat().st_size > 5000
