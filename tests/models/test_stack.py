@@ -249,7 +249,7 @@ def test_all_parameters_are_trained(specs):
 
 def test_ends_become_groups():
     freed, ends = free_ends(WeightSpec.mlp([3, 5, 2]))
-    assert ends == ("end0", "end1")
+    assert ends == {"end0": "input", "end1": "output"}
     groups = {name: [dim.group for dim in tensor.cells[0].dims] for name, tensor in freed.tensors.items()}
     assert groups == {
         "layers.0.weight": ["hidden0", "end0"],
@@ -271,7 +271,7 @@ def test_ends_do_not_take_the_names_of_groups():
         },
     )
     freed, ends = free_ends(spec)
-    assert ends == ("end1", "end3")
+    assert ends == {"end1": "output", "end3": "output"}
     assert {name: group.size for name, group in freed.groups.items()} == {
         "end2": 3,
         "end0": 3,
@@ -286,9 +286,9 @@ def test_many_positions_are_encoded_though_no_axis_is_wide():
     """A patch of 3 x 16 x 16: one of the large axes becomes a group."""
     spec = WeightSpec.build([Group("h", 4)], {"w": TensorSpec.dense((4, 3, 16, 16), ["h", None, None, None])})
     freed, ends = free_ends(spec, units=False, wide=16)
-    assert ends == ("end0",)
+    assert ends == {"end0": "wide"}
     assert [dim.group for dim in freed.tensors["w"].cells[0].dims] == ["h", None, None, "end0"]
-    assert free_ends(spec, units=False) == (spec, ())
+    assert free_ends(spec, units=False) == (spec, {})
     torch.manual_seed(0)
     model = UNF(spec, 3, hidden=2, layers=1)
     assert_invariant(settled(model, spec), spec)

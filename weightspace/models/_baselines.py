@@ -14,32 +14,11 @@ from torch import Tensor, nn
 from weightspace.align import weight_matching
 from weightspace.errors import ConfigError, RunError
 from weightspace.models._orbits import batch_size
+from weightspace.models._perceptron import perceptron
 from weightspace.spec import Weights, WeightSpec
 
 LEAST_LOG_PROBABILITY = -30.0  # finite, so that the loss of an unseen class stays a number
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-
-
-def perceptron(
-    in_features: int, hidden: Sequence[int], out_features: int, *, dropout: float = 0.0, norm: str = "batch"
-) -> nn.Sequential:
-    """Linear, BatchNorm (unless ``norm`` is ``"none"``), ReLU and dropout per hidden layer, then a linear layer.
-
-    Raises:
-        ConfigError: a size below 1.
-    """
-    if min([out_features, *hidden]) < 1:
-        raise ConfigError(
-            "sizes: expected out_features and hidden units of at least 1, "
-            f"found {out_features} and {', '.join(map(str, hidden)) or 'none'}"
-        )
-    layers: list[nn.Module] = []
-    for width in hidden:
-        layers.append(nn.Linear(in_features, width))
-        layers += [nn.BatchNorm1d(width)] if norm == "batch" else []
-        layers += [nn.ReLU(), nn.Dropout(dropout)]
-        in_features = width
-    return nn.Sequential(*layers, nn.Linear(in_features, out_features))
 
 
 class FlatMLP(nn.Module):

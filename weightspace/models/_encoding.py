@@ -80,7 +80,7 @@ class Encoding(nn.Module):
         self.narrow = Narrowing(spec, decodes) if wide == "project" else None
         if self.narrow is not None:
             spec = self.narrow.narrowed
-        names: tuple[str, ...] = ()
+        names: dict[str, str] = {}
         if ends == "encoded" or wide == "encode":
             widest = WIDEST if wide == "encode" else None
             spec, names = free_ends(spec, units=ends == "encoded", wide=widest)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError, SpecError
-from weightspace.models._baselines import perceptron
+from weightspace.models._perceptron import perceptron
 from weightspace.models._unit_activations import activations_and_outputs, unit_activations
 from weightspace.nets import MLP, evaluate_batch
 from weightspace.spec import Weights, WeightSpec

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError
-from weightspace.models._baselines import perceptron
 from weightspace.models._encoding import Encoding
 from weightspace.models._equivariant import EquivariantLinear
 from weightspace.models._orbits import Features, Orbits
+from weightspace.models._perceptron import perceptron
 from weightspace.models._pooling import check_pooling, pool
 from weightspace.spec import Weights
 

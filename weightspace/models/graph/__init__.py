@@ -5,7 +5,8 @@ from weightspace.models.graph._convert import from_graph, join, to_graph
 from weightspace.models.graph._layer import GraphLayer
 from weightspace.models.graph._network import GraphNetwork
 from weightspace.models.graph._options import ACTIVATIONS, EDGE_ROLES, NODE_ROLES, GraphOptions
-from weightspace.models.graph._plan import EdgeSet, GraphPlan, NodeSet, Place, graph_plan
+from weightspace.models.graph._plan import EdgeSet, GraphPlan, NodeSet, Place
+from weightspace.models.graph._planning import graph_plan
 from weightspace.models.graph._probed import ProbedGraphNetwork
 
 __all__ = [

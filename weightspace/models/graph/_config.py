@@ -11,7 +11,7 @@ from torch import nn
 from weightspace.models._registry import MODELS, ModelConfig
 from weightspace.models.graph._network import GraphNetwork
 from weightspace.models.graph._options import GraphOptions, Layout, Types
-from weightspace.models.graph._plan import graph_plan
+from weightspace.models.graph._planning import graph_plan
 from weightspace.models.graph._probed import ProbedGraphNetwork
 from weightspace.spec import WeightSpec
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from weightspace.errors import ConfigError, SpecError
 from weightspace.models.graph._options import GraphOptions
-from weightspace.models.graph._plan import GraphPlan, graph_plan
+from weightspace.models.graph._plan import GraphPlan
+from weightspace.models.graph._planning import graph_plan
 from weightspace.spec import Weights, WeightSpec
 
 if TYPE_CHECKING:

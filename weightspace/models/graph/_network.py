@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from weightspace.errors import ConfigError
 from weightspace.models.graph._layer import DEFAULT_AGGREGATION, STYLES, GraphLayer
 from weightspace.models.graph._options import ACTIVATIONS, EDGE_ORDERS, EDGE_ROLES, NODE_ROLES, GraphOptions
-from weightspace.models.graph._plan import GraphPlan, graph_plan
+from weightspace.models.graph._plan import GraphPlan
+from weightspace.models.graph._planning import graph_plan
 from weightspace.models.graph._topology import DenseTopology, Edges, SparseTopology, Topology
 from weightspace.spec import Weights, WeightSpec
 
