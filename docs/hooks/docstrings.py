@@ -25,4 +25,7 @@ class Docstrings(griffe.Extension):
             return
         for argument in attr.value.arguments:
             if isinstance(argument, griffe.ExprKeyword) and argument.name == "description":
-                attr.docstring = griffe.Docstring(ast.literal_eval(str(argument.value)), parent=attr)
+                text = argument.value
+                if isinstance(text, griffe.ExprName):  # a constant of the module
+                    text = attr.module.members[text.name].value
+                attr.docstring = griffe.Docstring(ast.literal_eval(str(text)), parent=attr)

@@ -152,6 +152,7 @@ class GraphPlan:
         edge_features: width of edge features.
 
     Example:
+        >>> from weightspace.models import graph_plan
         >>> print(graph_plan(WeightSpec.mlp([2, 32, 1])))
         hidden0: 32 hidden nodes
         end0: 2 input nodes

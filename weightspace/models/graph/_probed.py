@@ -44,6 +44,7 @@ class ProbedGraphNetwork(nn.Module):
         arXiv:2403.12143, section 3.2.
 
     Example:
+        >>> import torch
         >>> from weightspace.nets import MLP
         >>> spec = WeightSpec.mlp([2, 8, 1], activation="sine", w0=30.0)
         >>> model = ProbedGraphNetwork(MLP((2, 8, 1)), spec, 10, probes=16, hidden=8)
