@@ -458,3 +458,14 @@ def test_units_within_heads_have_none():
     assert read
     assert not nested & read
     assert model(weights, raw=weights).isfinite().all()
+
+
+def test_the_head_reads_what_the_networks_answer():
+    """By itself, and not only by way of the output nodes."""
+    network, spec, _ = CASES["coordinates"]
+    torch.manual_seed(0)
+    model = ProbedGraphNetwork(network, spec, 3, probes=5, hidden=4, layers=1)
+    weights = batch_of(spec)
+    model(weights, raw=weights).square().sum().backward()
+    linear = model.answers[1]
+    assert linear.weight.grad.abs().max() > 1e-6
