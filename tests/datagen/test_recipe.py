@@ -95,12 +95,28 @@ def test_a_mistake_is_named_with_its_line(mistake, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+KINDS = "arrays, cifar10, digits, folder, idx, sequences, sines, table"
 SOURCES_AND_PROTOCOLS = {
-    "source: {kind: video}\nprotocol: dws\n": "line 2: source: kind: expected one of digits, idx, found 'video'",
-    "source: {kind: [digits]}\nprotocol: dws\n": "line 2: source: kind: expected one of digits, idx, found ['digits']",
-    "source: {size: 8}\nprotocol: dws\n": "line 2: source: kind: expected one of digits, idx, found None",
+    "source: {kind: video}\nprotocol: dws\n": f"line 2: source: kind: expected one of {KINDS}, found 'video'",
+    "source: {kind: [digits]}\nprotocol: dws\n": f"line 2: source: kind: expected one of {KINDS}, found ['digits']",
+    "source: {size: 8}\nprotocol: dws\n": f"line 2: source: kind: expected one of {KINDS}, found None",
     "source:\n  kind: digits\n  sise: 8\nprotocol: dws\n": "line 4: source.sise: unknown key",
     "source:\n  kind: digits\n  size: 7\nprotocol: dws\n": "line 4: source.size: input should be greater than",
+    "source:\n  kind: sines\n  frequency: {uniform: [2, 1]}\nprotocol: dws\n": (
+        "line 4: source.frequency: uniform: expected low <= high, found [2.0, 1.0]"
+    ),
+    "source:\n  kind: sines\n  frequency: {uniform: [0, 1]}\nprotocol: dws\n": (
+        "line 4: source.frequency.uniform.0: input should be greater than 0, found 0"
+    ),
+    "source: {kind: sines, samples: 9}\nprotocol: dws\n": (
+        "line 2: source: frequency: expected less than 4 periods for 9 samples, found 10"
+    ),
+    "source: {kind: sequences, digits: 1}\nprotocol: dws\n": (
+        "line 2: source: count: 2 numbers of 1 digits make 100 questions, found 10000"
+    ),
+    "source: {kind: table, name: titanic}\nprotocol: dws\n": (
+        "line 2: source.name: input should be 'iris', 'wine', 'breast_cancer' or 'diabetes', found 'titanic'"
+    ),
     "source: {kind: idx}\nprotocol: dws\n": "source.folder: this field is required",
     "source: {kind: digits}\nprotocol: sgd\n": "line 3: protocol: expected a preset of dws, siren, found 'sgd'",
     "source: {kind: digits}\nprotocol:\n  preset: [dws]\n": "protocol: expected a preset of dws, siren, found ['dws']",

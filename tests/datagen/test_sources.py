@@ -139,7 +139,7 @@ def test_digits_grow_without_changing_their_shape():
 
 
 def test_sources_register_once():
-    assert set(SOURCES) == {"digits", "idx"}
+    assert set(SOURCES) == {"arrays", "cifar10", "digits", "folder", "idx", "sequences", "sines", "table"}
     with pytest.raises(ValueError, match="source 'digits' is registered twice"):
         SOURCES.register("digits")(Idx)
     assert SOURCES["digits"] is Digits

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import SpecError
-from weightspace.nets import MLP
+from weightspace.nets import MLP, Network
 from weightspace.spec import WeightSpec
 
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
@@ -20,7 +20,7 @@ def spec_of(module: nn.Module, example_inputs: Inputs | None = None) -> WeightSp
     Args:
         module: the network.
         example_inputs: what to trace it with, see :func:`weightspace.spec.trace`; not needed for the library's
-            own networks and for an ``nn.Sequential`` that begins with a linear layer.
+            own networks, which know their inputs, and for an ``nn.Sequential`` that begins with a linear layer.
 
     Raises:
         SpecError: example inputs are needed, or the module cannot be traced with them.
@@ -40,7 +40,9 @@ def spec_of(module: nn.Module, example_inputs: Inputs | None = None) -> WeightSp
 
 
 def _inputs_of(module: nn.Module) -> Tensor | None:
-    """Two inputs for a chain of layers of which the first one with parameters is linear."""
+    """Two inputs: of a network that knows its own, or for a chain of layers that begins with a linear one."""
+    if isinstance(module, Network):
+        return module.example_inputs()
     if not isinstance(module, nn.Sequential):
         return None
     first = next((child for child in module if next(child.parameters(), None) is not None), None)

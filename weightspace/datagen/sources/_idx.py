@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig
+from weightspace.datagen.sources._source import SOURCES, Signals, SourceConfig, data_folder
 from weightspace.errors import DataError
 
 _PARTS = {"train": 0, "t10k": 2}  # prefix of the files -> split
@@ -31,7 +31,7 @@ class Idx(SourceConfig):
         Raises:
             DataError: a file is missing, truncated or malformed.
         """
-        folder = self._folder(data_root)
+        folder = data_folder(self.folder, data_root, f"the files {_WANTED} (or .gz)")
         parts = {part: self._part(folder, part) for part in _PARTS}
         shapes = {images.shape[1:] for images, _ in parts.values()}
         if len(shapes) > 1:
@@ -56,15 +56,6 @@ class Idx(SourceConfig):
                 f"{list(images.shape)} and {list(labels.shape)}"
             )
         return images, labels
-
-    def _folder(self, data_root: Path | None) -> Path:
-        """One folder for all four files, so that no two data sets are mixed."""
-        if data_root is None:
-            raise DataError(
-                f"source {self.folder}: pass --data-root DIR with the files {_WANTED} (or .gz) in DIR/{self.folder}"
-            )
-        inner = data_root / self.folder
-        return inner if inner.is_dir() else data_root
 
     def _find(self, folder: Path, name: str) -> Path:
         for candidate in (folder / name, folder / f"{name}.gz"):
