@@ -43,7 +43,8 @@ def command(
     )
     assert a.architecture is not None
     net = build(a.architecture)
-    inputs = torch.rand(1024, net.widths[0], generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
+    few = 1024 if len(net.input_shape) == 1 else 64  # images cost more
+    inputs = net.random_inputs(few, torch.Generator().manual_seed(seed))
     change = output_change(net, b.weights, aligned, inputs)
     save_network(output, aligned, a.architecture, overwrite=overwrite)
     text = (

@@ -102,7 +102,8 @@ def fit_networks(
         Parameters, PSNR and number of updates of every network, in the order of ``initial``.
 
     Raises:
-        ConfigError: an option out of range, or the kernel asked to run on a GPU.
+        ConfigError: an option out of range, the kernel asked to run on a GPU, or a network with dropout or an
+            activation that no INR of the field has.
         DataError: arrays whose shapes do not fit ``net`` or each other.
         DeviceError: a CUDA device on a machine without one.
 
@@ -119,6 +120,7 @@ def fit_networks(
         ((2, 25), [50, 50])
     """
     device = torch.device(device)
+    _check_network(net)
     _check_options(engine, device, learning_rate, steps, slots)
     _check_arrays(net, initial, coordinates, targets)
     problem = _Problem(
@@ -134,6 +136,14 @@ def fit_networks(
     if engine == "kernel" or (engine == "auto" and device.type == "cpu"):
         return _fit_with_kernel(problem, progress)
     return _fit_batched(problem, device, progress)
+
+
+def _check_network(net: MLP) -> None:
+    if net.activation not in _ACTIVATION_CODES:
+        known = ", ".join(_ACTIVATION_CODES)
+        raise ConfigError(f"net: expected one of the activations {known}, found {net.activation!r}")
+    if net.dropout:
+        raise ConfigError(f"net: expected no dropout, found a rate of {net.dropout}")
 
 
 def _check_options(

@@ -100,12 +100,13 @@ class _Generation:
         self.parts = output.with_name(output.name + ".parts")
         self._check_place()
         self.signals = recipe.source.load(Path(data_root) if data_root is not None else None)
+        _check_signals(recipe, self.signals)
         self.items = _selected_items(recipe, self.signals)
         self._check_output()
         self.split = _split(recipe, self.signals, self.items)
-        grid = self.signals.items.shape[1:]
+        grid, self.channels = self.signals.grid, self.signals.channels or 1
         self.net = MLP(
-            (len(grid), *recipe.network.hidden, 1),
+            (len(grid), *recipe.network.hidden, self.channels),
             activation=recipe.network.activation,
             w0=recipe.network.w0,
             output_offset=recipe.protocol.output_offset,
@@ -180,7 +181,11 @@ class _Generation:
             and population is not None
             and np.array_equal(stored.index, now.index)
             and np.array_equal(stored.items, now.items)
-            and np.array_equal(population.labels.get("label", ()), self.signals.labels[population.source])
+            and set(population.labels) == set(self.signals.named_labels)
+            and all(
+                np.array_equal(population.labels[name], values[population.source])
+                for name, values in self.signals.named_labels.items()
+            )
         )
 
     def _open_parts(self) -> None:
@@ -218,8 +223,8 @@ class _Generation:
 
     def _data_digest(self) -> str:
         """SHA-256 of the source's items, labels and official split."""
-        digest = hashlib.sha256()
-        for array in (self.signals.items, self.signals.labels, self.signals.official):
+        digest, signals = hashlib.sha256(), self.signals
+        for array in (signals.items, signals.labels, signals.official, *signals.attributes.values()):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -237,14 +242,14 @@ class _Generation:
         """Train networks ``first .. stop - 1``; the result depends on nothing else."""
         index = np.arange(first, stop)
         position, view = index // self.recipe.views, index % self.recipe.views
-        targets = self.signals.items[self.items[position]].reshape(len(index), -1, 1)
+        targets = self.signals.values(self.items[position]).reshape(len(index), -1, self.channels)
         protocol = self.recipe.protocol
         before = bar.n
         result = fit_networks(
             self.net,
             self._initial(index, view),
             self.coordinates,
-            targets.astype(np.float32) / 255.0,
+            targets,
             learning_rate=protocol.learning_rate,
             steps=protocol.steps,
             target_psnr=protocol.target_psnr,
@@ -262,7 +267,7 @@ class _Generation:
             view=view.astype(np.int64),
             split=self.split[position],
             metrics={"psnr": result.psnr.astype(np.float32)},
-            labels={"label": self.signals.labels[source]},
+            labels={name: values[source] for name, values in self.signals.named_labels.items()},
             architecture=architecture_of(self.net),
             protocol=self._protocol(),
             dtype=self.recipe.dtype,
@@ -305,6 +310,16 @@ class _Generation:
             median_psnr=float(np.nanmedian(psnr)) if not np.isnan(psnr).all() else float("nan"),
             networks_per_second=trained / seconds if trained else 0.0,
             seconds=seconds,
+        )
+
+
+def _check_signals(recipe: Recipe, signals: Signals) -> None:
+    """An INR needs coordinates: no tokens, no rows of a table."""
+    if signals.vocabulary is not None or not signals.grid:
+        what = "rows of a table" if signals.vocabulary is None else "tokens"
+        raise RecipeError(
+            f"recipe {recipe.name}: source: expected signals on a grid, to which INRs are fitted; {recipe.source.kind!r} "
+            f"has {what}"
         )
 
 

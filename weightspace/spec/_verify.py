@@ -250,7 +250,7 @@ def output_change(
     """
     network = copy.deepcopy(module).double().eval()
     outputs = [
-        _outputs(network, {name: tensor.double() for name, tensor in weights.items()}, (inputs.double(),), {})
+        _outputs(network, {name: tensor.double() for name, tensor in weights.items()}, (_double(inputs),), {})
         for weights in (before, after)
     ]
     return relative_change(*outputs)

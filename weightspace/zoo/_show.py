@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from weightspace.errors import ZooError
-from weightspace.nets import build, coordinate_grid, evaluate_batch
+from weightspace.nets import MLP, build, coordinate_grid, evaluate_batch
 from weightspace.zoo._files import atomic_path
 from weightspace.zoo._zoo import Population, Source, Zoo
 
@@ -22,9 +22,9 @@ def render(population: Population, rows: np.ndarray, shape: tuple[int, ...]) -> 
     if population.architecture is None:
         raise ZooError("population: it does not say how to rebuild its networks, so none can be rendered")
     net = build(population.architecture)
-    if net.widths[0] != len(shape) or net.widths[-1] != 1:
+    if not isinstance(net, MLP) or net.input_shape != (len(shape),) or net.out_features != 1:
         raise ZooError(
-            f"population: networks map {net.widths[0]} inputs to {net.widths[-1]} outputs; expected "
+            f"population: networks map inputs of shape {list(net.input_shape)} to {net.out_features} outputs; expected "
             f"{len(shape)} coordinates to 1 value"
         )
     with torch.no_grad():
