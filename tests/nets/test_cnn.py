@@ -200,3 +200,22 @@ def test_impossible_networks_are_named(options, message):
     arguments = {"input_shape": (1, 8, 8), "channels": (4, 4), "out_features": 3}
     with pytest.raises(ConfigError, match=message):
         CNN(**{**arguments, **options})
+
+
+def test_a_projection_may_cut_more_than_there_was_before_it_padded():
+    net = CNN(
+        (3, 9, 20),
+        [15, 1, 1, 6],
+        3,
+        kernel_size=[4, 1, 2, 2],
+        stride=[2, 1, 2, 3],
+        padding=[0, 0, 1, 1],
+        residual=[-1, -1, 1, 0],
+    )
+    assert net.shortcuts[3].margins == [2, -4, 2, -4]
+    x = torch.randn(2, 15, 3, 9)
+    # the middle of what a pixel sees: two pixels outside on either side, then every sixth
+    read = torch.nn.functional.pad(x, (2, 0, 2, 0))[:, :, :-4, :-4][:, :, ::6, ::6]
+    expected = torch.nn.functional.conv2d(read, net.shortcuts[3].weight)
+    torch.testing.assert_close(net.shortcuts[3](x), expected)
+    assert net(torch.randn(2, 3, 9, 20)).shape == (2, 3)

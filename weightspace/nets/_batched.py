@@ -58,9 +58,11 @@ def build(architecture: Mapping[str, Any]) -> Network:
     kind = architecture.get("kind")
     if not isinstance(kind, str) or kind not in NETWORKS:
         raise ConfigError(f"architecture: expected kind {' or '.join(NETWORKS)}, found {kind!r}")
+    if not isinstance(architecture.get("arguments"), Mapping):
+        raise ConfigError(f"architecture: expected {{kind: {kind}, arguments: {{...}}}}, found {dict(architecture)!r}")
     try:
         return NETWORKS[kind](**architecture["arguments"])
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"architecture: wrong arguments for kind {kind!r}: {error}") from None

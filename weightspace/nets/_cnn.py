@@ -29,8 +29,8 @@ Size = tuple[int, int]
 class Projection(nn.Conv2d):
     """A 1x1 convolution that brings feature maps to other channels and another size.
 
-    It reads pixels ``stride`` apart; what is too large is cut at the edges first, what is too small padded with
-    zeros. Without bias, since what it is added to has one.
+    It reads pixels ``stride`` apart; what is too small is padded with zeros first, what is too large cut at the
+    edges. Without bias, since what it is added to has one.
 
     Args:
         in_channels: that it reads.
@@ -45,7 +45,11 @@ class Projection(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch ..."]:
         """Project every pixel that is read."""
-        return super().forward(F.pad(x, self.margins) if any(self.margins) else x)
+        wider, narrower = ([pick(margin, 0) for margin in self.margins] for pick in (max, min))
+        # one after the other: what is cut on one side may be more than there was before the other was padded
+        for margins in (wider, narrower):
+            x = F.pad(x, margins) if any(margins) else x
+        return super().forward(x)
 
 
 def add_shared(
