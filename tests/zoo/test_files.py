@@ -352,7 +352,7 @@ def test_joining_refuses_what_does_not_belong_together(tmp_path):
     first = Zoo({"inr": inr}).save(tmp_path / "first.h5")
     half = replace(inr, weights=inr.weights.astype(np.float16), dtype="float16")
     strangers = {
-        "populations or specs differ from those of .*first.h5": {"other": inr},
+        "the spec differs from that of .*first.h5": {"inr": tiny_zoo(networks=2, hidden=(5,))["inr"]},
         "dtype differs from that of .*first.h5": {"inr": half},
         "protocol differs from that of .*first.h5": {"inr": replace(inr, protocol={"w0": 1.0})},
         "architecture differs from that of .*first.h5": {"inr": replace(inr, architecture=None)},
@@ -367,6 +367,19 @@ def test_joining_refuses_what_does_not_belong_together(tmp_path):
     assert not (tmp_path / "joined.h5").exists()
     with pytest.raises(OutputError, match="exists already"):
         join_zoos([first], first)
+
+
+def test_joining_brings_populations_of_several_names_together(tmp_path):
+    inr, other = tiny_zoo(networks=4)["inr"], tiny_zoo(networks=3, hidden=(5,))["inr"]
+    paths = [
+        Zoo(populations).save(tmp_path / f"{number}.h5")
+        for number, populations in enumerate([{"a": inr}, {"b": other}, {"a": inr, "b": other}])
+    ]
+    join_zoos(paths, tmp_path / "joined.h5")
+    joined = Zoo.open(tmp_path / "joined.h5")
+    assert (joined["a"].networks, joined["b"].networks) == (8, 6)
+    np.testing.assert_array_equal(joined["b"].weights, np.concatenate([other.weights, other.weights]))
+    assert joined["a"].network.tolist() == list(range(8))
 
 
 def test_errors_are_ours_and_built_in():

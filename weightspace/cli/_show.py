@@ -1,4 +1,6 @@
-"""Draw what the networks of a zoo represent, beside their targets, and the histogram of PSNR.
+"""Draw a zoo: INRs beside their targets; of classifiers accuracies, learning curves, hyperparameters and filters.
+
+Of other networks it draws the histogram of every metric and label.
 
 Example: weightspace show digits.h5 -o digits.png
 """
@@ -16,10 +18,15 @@ from weightspace.zoo import Zoo, draw_zoo
 
 
 def command(
-    zoo: Annotated[Path, typer.Argument(help="A zoo of image INRs.")],
+    zoo: Annotated[Path, typer.Argument(help="A zoo file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
-    population: Annotated[str | None, typer.Option(help="Which one; the first by default.")] = None,
-    count: Annotated[int, typer.Option(min=1, max=200, help="Networks to draw.")] = 30,
+    population: Annotated[
+        str | None, typer.Option(help="Which one; by default all, of INRs the first.")
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, max=200, help="Networks to draw; by default 30 INRs, or the filters of 8."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice.")] = 0,
     overwrite: Overwrite = False,
     as_json: Json = False,

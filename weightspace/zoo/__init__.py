@@ -14,11 +14,14 @@ from weightspace.zoo._files import (
     canonical_json,
     check_output,
     content_digest,
-    join_zoos,
     verify_digest,
 )
-from weightspace.zoo._show import draw_zoo, render, source_of
-from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo, split_items
+from weightspace.zoo._join import join_finished, join_zoos
+from weightspace.zoo._report import report_zoo
+from weightspace.zoo._show import draw_zoo
+from weightspace.zoo._where import rows_where
+from weightspace.zoo._zoo import SPLITS, Population, Source, Zoo, split_items, stored_weights
+from weightspace.zoo.pictures._inrs import render, source_of
 
 __all__ = [
     "FORMAT_VERSION",
@@ -33,13 +36,17 @@ __all__ = [
     "check_output",
     "content_digest",
     "draw_zoo",
+    "join_finished",
     "join_zoos",
     "load_network",
     "load_networks",
     "render",
+    "report_zoo",
+    "rows_where",
     "save_network",
     "source_of",
     "spec_of",
     "split_items",
+    "stored_weights",
     "verify_digest",
 ]

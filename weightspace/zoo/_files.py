@@ -1,4 +1,4 @@
-"""Zoo files: write atomically, validate, map, digest, join. FORMAT.md is the contract."""
+"""Zoo files: write atomically, validate, map, digest. FORMAT.md is the contract."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def atomic_path(path: Path, *, overwrite: bool) -> Iterator[Path]:
             directory, no permission).
     """
     check_output(path, overwrite=overwrite)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # processes on two machines, or in two containers, may have the same number
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -84,7 +87,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _new_file(path: Path, *, overwrite: bool) -> Iterator[h5py.File]:
+def new_file(path: Path, *, overwrite: bool) -> Iterator[h5py.File]:
+    """An HDF5 file that appears under its name when the block ends well; see :func:`atomic_path`."""
     with atomic_path(path, overwrite=overwrite) as temporary:
         try:
             with h5py.File(temporary, "w") as file:
@@ -100,15 +104,19 @@ def write_zoo(zoo: Zoo, path: Path, *, overwrite: bool = False) -> Path:
     for name, population in zoo.populations.items():
         _check_name("/populations", name)
         check_population(f"/populations/{name}", population)
-    with _new_file(path, overwrite=overwrite) as file:
-        _write_header(file, zoo.recipe, content_digest(zoo))
+    with new_file(path, overwrite=overwrite) as file:
+        write_header(file, zoo.recipe, content_digest(zoo))
         for name, population in zoo.populations.items():
-            _write_population(file.create_group(f"populations/{name}"), population, [population.weights])
-        _write_sources(file, zoo.sources)
+            weights = write_population(file.create_group(f"populations/{name}"), population)
+            for start in range(0, population.rows, BLOCK_ROWS):
+                weights[start : start + BLOCK_ROWS] = population.weights[start : start + BLOCK_ROWS]
+            weights.flush()
+        write_sources(file, zoo.sources)
     return path
 
 
-def _write_header(file: h5py.File, recipe: Mapping[str, Any] | None, digest: str) -> None:
+def write_header(file: h5py.File, recipe: Mapping[str, Any] | None, digest: str) -> None:
+    """What the file says of itself."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -123,36 +131,49 @@ def _write_header(file: h5py.File, recipe: Mapping[str, Any] | None, digest: str
     file.attrs["created_by"] = canonical_json(versions)
 
 
-def _write_population(group: h5py.Group, population: Population, blocks: Iterable[np.ndarray]) -> None:
+def write_population(group: h5py.Group, population: Population) -> h5py.Dataset:
+    """All of a population but its weights; returns the dataset for those, whose place in the file is fixed."""
     group.attrs["spec"] = population.spec.to_json(provenance=False)
     group.attrs["architecture"] = canonical_json(population.architecture)
     group.attrs["protocol"] = canonical_json(population.protocol)
     group.attrs["weights_dtype"] = population.dtype
-    rows = len(population.network)
-    weights = group.create_dataset(
-        "weights", (rows, population.spec.num_parameters), dtype=STORAGE[population.dtype]
+    weights = _contiguous_dataset(
+        group,
+        "weights",
+        (len(population.network), population.spec.num_parameters),
+        STORAGE[population.dtype],
     )
-    at = 0
-    for block in blocks:
-        for start in range(0, len(block), BLOCK_ROWS):
-            part = block[start : start + BLOCK_ROWS]
-            weights[at : at + len(part)] = part
-            at += len(part)
     for name, dtype in {**PER_ROW, **PER_NETWORK}.items():
-        group.create_dataset(name, data=np.asarray(getattr(population, name), dtype=dtype))
+        _write_array(group, name, np.asarray(getattr(population, name), dtype=dtype))
     for table in TABLES:
         columns = group.create_group(table)
         for name, values in getattr(population, table).items():
-            columns.create_dataset(name, data=_little_endian(values))
+            _write_array(columns, name, _little_endian(values))
+    return weights
 
 
-def _write_sources(file: h5py.File, sources: Mapping[str, Source]) -> None:
+def _write_array(group: h5py.Group, name: str, values: np.ndarray, **options: Any) -> None:
+    dataset = group.create_dataset(name, data=values, **options)
+    dataset.flush()  # small arrays wait in a buffer, and what goes wrong when h5py closes a dataset is ignored
+
+
+def _contiguous_dataset(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> h5py.Dataset:
+    """A dataset that has its place at once, and is not filled with zeros first."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, properties))
+
+
+def write_sources(file: h5py.File, sources: Mapping[str, Source]) -> None:
+    """The signals."""
     for name, source in sources.items():
         group = file.create_group(f"sources/{name}")
-        group.create_dataset(
-            "items", data=_little_endian(source.items), compression="gzip", compression_opts=4
-        )
-        group.create_dataset("index", data=np.asarray(source.index, dtype="<i8"))
+        _write_array(group, "items", _little_endian(source.items), compression="gzip", compression_opts=4)
+        _write_array(group, "index", np.asarray(source.index, dtype="<i8"))
 
 
 def _little_endian(values: np.ndarray) -> np.ndarray:
@@ -164,45 +185,67 @@ def _little_endian(values: np.ndarray) -> np.ndarray:
 
 def content_digest(zoo: Zoo) -> str:
     """SHA-256 of the content as FORMAT.md defines it: ``sha256:...``."""
-    parts = {name: (population, [population.weights]) for name, population in zoo.populations.items()}
-    return _digest(parts, zoo.recipe)
+    digest = ContentDigest()
+    for name, population in sorted(zoo.populations.items()):
+        digest.begin(name, population)
+        for start in range(0, population.rows, BLOCK_ROWS):
+            block = population.weights[start : start + BLOCK_ROWS]
+            digest.block(np.ascontiguousarray(block, dtype=STORAGE[population.dtype]).data)
+        digest.end(population)
+    return digest.finish(zoo.recipe)
 
 
-def _digest(
-    parts: Mapping[str, tuple[Population, Sequence[np.ndarray]]], recipe: Mapping[str, Any] | None
-) -> str:
-    digest = hashlib.sha256()
+class ContentDigest:
+    """SHA-256 of a zoo's content, fed with one population after the other, in order of name.
 
-    def text(value: str) -> None:
-        digest.update(value.encode() + b"\0")
+    Weights come in blocks between :meth:`begin` and :meth:`end`, so that they need not be in memory.
+    """
 
-    def array(path: str, dtype: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
-        text(path)
-        text(np.dtype(dtype).name)
-        text(canonical_json(list(shape)))
-        for block in blocks:
-            for start in range(0, len(block), BLOCK_ROWS):
-                digest.update(np.ascontiguousarray(block[start : start + BLOCK_ROWS], dtype=dtype).data)
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
 
-    for name in sorted(parts):
-        population, weights = parts[name]
-        text(name)
-        for value in (
-            json.loads(population.spec.to_json(provenance=False)),
-            population.architecture,
-            population.protocol,
-        ):
-            text(canonical_json(value))
-        fields = {**PER_ROW, **PER_NETWORK, "weights": STORAGE[population.dtype]}
-        for key in sorted(fields):
-            blocks = weights if key == "weights" else [getattr(population, key)]
-            shape = (sum(len(block) for block in blocks), *blocks[0].shape[1:])
-            array(key, fields[key], shape, blocks)
+    def begin(self, name: str, population: Population) -> None:
+        """All of a population that stands before its weights, which are not looked at."""
+        self._text(name)
+        self._text(_spec_text(population.spec))
+        for value in (population.architecture, population.protocol):
+            self._text(canonical_json(value))
+        for key, dtype in sorted({**PER_ROW, **PER_NETWORK}.items()):
+            self._array(key, dtype, getattr(population, key))
+        shape = (len(population.network), population.spec.num_parameters)
+        self._header("weights", STORAGE[population.dtype], shape)  # the last of the names in their order
+
+    def block(self, weights: memoryview) -> None:
+        """The bytes of some rows; other threads have the interpreter meanwhile."""
+        self._digest.update(weights)
+
+    def end(self, population: Population) -> None:
+        """What follows the weights."""
         for table in TABLES:
             for key, values in sorted(getattr(population, table).items()):
-                array(f"{table}/{key}", values.dtype.newbyteorder("<").str, values.shape, [values])
-    text(canonical_json(recipe))
-    return f"sha256:{digest.hexdigest()}"
+                self._array(f"{table}/{key}", values.dtype.newbyteorder("<").str, values)
+
+    def finish(self, recipe: Mapping[str, Any] | None) -> str:
+        """``sha256:...``."""
+        self._text(canonical_json(recipe))
+        return f"sha256:{self._digest.hexdigest()}"
+
+    def _text(self, value: str) -> None:
+        self._digest.update(value.encode() + b"\0")
+
+    def _header(self, path: str, dtype: str, shape: Sequence[int]) -> None:
+        self._text(path)
+        self._text(np.dtype(dtype).name)
+        self._text(canonical_json(list(shape)))
+
+    def _array(self, path: str, dtype: str, values: np.ndarray) -> None:
+        self._header(path, dtype, values.shape)
+        self._digest.update(np.ascontiguousarray(values, dtype=dtype).data)
+
+
+@lru_cache(maxsize=64)  # joined shards share theirs
+def _spec_text(spec: WeightSpec) -> str:
+    return canonical_json(json.loads(spec.to_json(provenance=False)))
 
 
 def stored_digest(path: Path) -> str:
@@ -407,79 +450,3 @@ def _expect_range(where: str, values: np.ndarray, limit: int) -> None:
         raise ZooError(
             f"{where}: values should be in 0 .. {limit - 1}, found {values.min()} .. {values.max()}"
         )
-
-
-# -- joining -----------------------------------------------------------------------------------------------
-
-
-def join_zoos(
-    paths: Sequence[Path],
-    output: Path,
-    *,
-    recipe: Mapping[str, Any] | None = None,
-    sources: Mapping[str, Source] | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Concatenate zoos of equal populations, block by block, into one file; returns its digest.
-
-    Networks are renumbered consecutively in the order of ``paths``.
-
-    Raises:
-        ZooError: no paths, a file cannot be read, or its populations differ from the first one's in more than
-            their networks.
-        OutputError: ``output`` exists and may not be overwritten.
-    """
-    if not paths:
-        raise ZooError("join: expected at least one zoo, found none")
-    zoos = [open_zoo(path) for path in paths]
-    merged = {}
-    for name, first in zoos[0].populations.items():
-        members = []
-        for path, zoo in zip(paths, zoos, strict=True):
-            if set(zoo.populations) != set(zoos[0].populations) or zoo[name].spec != first.spec:
-                raise ZooError(f"zoo {path}: populations or specs differ from those of {paths[0]}")
-            _check_alike(path, paths[0], zoo[name], first)
-            members.append(zoo[name])
-        merged[name] = (_concatenated(members), [member.weights for member in members])
-    digest = _digest(merged, recipe)
-    with _new_file(output, overwrite=overwrite) as file:
-        _write_header(file, recipe, digest)
-        for name, (population, blocks) in merged.items():
-            _write_population(file.create_group(f"populations/{name}"), population, blocks)
-        _write_sources(file, sources or {})
-    return digest
-
-
-def _check_alike(path: Path, other: Path, population: Population, first: Population) -> None:
-    for name in ("architecture", "protocol", "dtype"):
-        if getattr(population, name) != getattr(first, name):
-            raise ZooError(f"zoo {path}: {name} differs from that of {other}")
-    for table in TABLES:
-        if set(getattr(population, table)) != set(getattr(first, table)):
-            raise ZooError(f"zoo {path}: {table} differ from those of {other}")
-
-
-def _concatenated(members: Sequence[Population]) -> Population:
-    """All but the weights, which stay with the members."""
-    first = members[0]
-    offsets = np.cumsum([0, *(member.networks for member in members[:-1])])
-    tables: dict[str, Any] = {
-        table: {
-            name: np.concatenate([getattr(member, table)[name] for member in members])
-            for name in getattr(first, table)
-        }
-        for table in TABLES
-    }
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(member, name) for member in members]) for name in ("step", *PER_NETWORK)
-    }
-    return Population(
-        spec=first.spec,
-        weights=first.weights,
-        network=np.concatenate([member.network + at for member, at in zip(members, offsets, strict=True)]),
-        **columns,
-        **tables,
-        architecture=first.architecture,
-        protocol=first.protocol,
-        dtype=first.dtype,
-    )

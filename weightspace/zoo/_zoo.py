@@ -220,6 +220,19 @@ class Zoo:
         return cls({name or ("mlp" if population.architecture else "networks"): population})
 
 
+def stored_weights(parameters: np.ndarray, dtype: str) -> np.ndarray:
+    """Float32 weights as a population keeps them: of ``dtype``, bfloat16 as its bits in uint16.
+
+    What is finite stays finite: float16 ends at 65,504, where larger weights are cut.
+    """
+    if dtype == "bfloat16":
+        return torch.from_numpy(parameters).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    if dtype == "float16":
+        largest = np.finfo(np.float16).max
+        parameters = np.where(np.isfinite(parameters), np.clip(parameters, -largest, largest), parameters)
+    return parameters.astype(dtype, copy=False)
+
+
 def split_items(items: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
     """Assign items to train, val and test: equal item numbers get equal splits.
 
