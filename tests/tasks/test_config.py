@@ -43,7 +43,7 @@ def test_options_have_two_names():
         (
             {},
             {"epoch": 3},
-            "train: epoch: unknown field; expected one of zoo, population, task, task_options",
+            "train: epoch: unknown field; expected one of zoo, population, where, task, task_options",
         ),
         ({}, {"epochs": 0}, "train: epochs: input should be greater than or equal to 1, found 0"),
         ({}, {"batch_size": 1}, "train: batch_size: input should be greater than or equal to 2, found 1"),

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from weightspace.cli._options import AnySplit, Device, Json, Overwrite, PopulationName, Quiet, SkipBad
+from weightspace.cli._options import AnySplit, Device, Json, Overwrite, PopulationName, Quiet, SkipBad, Where
 from weightspace.cli._output import counted, show
 
 
@@ -23,6 +23,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="The zoo to write.")],
     split: AnySplit = "all",
     population: PopulationName = None,
+    where: Where = None,
     skip_bad: SkipBad = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -39,6 +40,7 @@ def command(
         population=population,
         device=device,
         skip_bad=skip_bad,
+        where=where,
         overwrite=overwrite,
     )
     text = (

@@ -26,6 +26,19 @@ AnySplit = Annotated[str, typer.Option("--split", help="train, val, test or all.
 PopulationName = Annotated[
     str | None, typer.Option("--population", help="Which one, for zoos with several; the run's by default.")
 ]
+PopulationNames = Annotated[
+    str | None,
+    typer.Option(
+        "--population",
+        help="Which one, for zoos with several: a name, several between commas, or all; the run's by default.",
+    ),
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where", help='Only rows for which this holds, such as "test_accuracy > 0.3 and epoch == last".'
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any field of the configuration; may be repeated."),

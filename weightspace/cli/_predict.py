@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from weightspace.cli._options import AnySplit, Device, Json, Overwrite, PopulationName, Quiet, SkipBad
+from weightspace.cli._options import AnySplit, Device, Json, Overwrite, PopulationNames, Quiet, SkipBad, Where
 from weightspace.cli._output import counted, show
 
 
@@ -23,7 +23,8 @@ def command(
     zoo: Annotated[Path, typer.Argument(help="A zoo that the metanetwork can read.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The CSV file to write.")],
     split: AnySplit = "all",
-    population: PopulationName = None,
+    population: PopulationNames = None,
+    where: Where = None,
     skip_bad: SkipBad = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -40,6 +41,7 @@ def command(
         population=population,
         device=device,
         skip_bad=skip_bad,
+        where=where,
         overwrite=overwrite,
     )
     text = f"{report.output}: {report.model}, {report.task}, {counted(report.networks, report.skipped)}"

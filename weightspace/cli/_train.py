@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from weightspace.cli._options import Device, Json, Overwrite, Quiet, Settings, SkipBad, parse_settings
+from weightspace.cli._options import Device, Json, Overwrite, Quiet, Settings, SkipBad, Where, parse_settings
 from weightspace.cli._output import show
 from weightspace.models import MODELS
 from weightspace.tasks import TASKS
@@ -37,8 +37,12 @@ def command(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without improvement.")
     ] = None,
-    population: Annotated[str | None, typer.Option(help="Which one, for zoos with several.")] = None,
+    population: Annotated[
+        str | None,
+        typer.Option(help="Which one, for zoos with several: a name, several between commas, or all."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of parameters, order and augmentations.")] = 0,
+    where: Where = None,
     skip_bad: SkipBad = False,
     device: Device = "auto",
     settings: Settings = None,
@@ -51,6 +55,7 @@ def command(
     flags = {
         "zoo": str(zoo),
         "population": population,
+        "where": where,
         "task": task,
         "target": target,
         "model": model,

@@ -10,8 +10,13 @@ from weightspace.datasets._augment import (
     SymmetryAugmentation,
     parse_augmentations,
 )
-from weightspace.datasets._dataset import ZooDataset, choose_population, target_values
+from weightspace.datasets._dataset import ZooDataset, choose_population, population_names, target_values
 from weightspace.datasets._normalisation import Normalisation
+from weightspace.datasets._populations import (
+    PopulationBatches,
+    PopulationsDataset,
+    open_populations,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -20,10 +25,14 @@ __all__ = [
     "GaussianNoise",
     "Normalisation",
     "Permutation",
+    "PopulationBatches",
+    "PopulationsDataset",
     "SignFlip",
     "SymmetryAugmentation",
     "ZooDataset",
     "choose_population",
+    "open_populations",
     "parse_augmentations",
+    "population_names",
     "target_values",
 ]

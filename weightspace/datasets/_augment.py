@@ -19,7 +19,10 @@ class Augmentation(Protocol):
     """Batched weights in, batched weights out; nothing is changed in place."""
 
     def __call__(self, spec: WeightSpec, weights: Weights, generator: torch.Generator) -> Weights:
-        """Augment weights with one leading batch axis; ``generator`` lives on their device."""
+        """Augment weights with a leading batch axis, and one of checkpoints behind it for trajectories.
+
+        ``generator`` lives on their device.
+        """
         ...
 
 
@@ -28,7 +31,10 @@ AUGMENTATIONS: Registry[Callable[..., Augmentation]] = Registry("augmentation")
 
 
 class SymmetryAugmentation:
-    """An augmentation that draws a group element: the function of each network stays exactly the same."""
+    """An augmentation that draws a group element: the function of each network stays exactly the same.
+
+    All checkpoints of a trajectory get the same element, so that it stays the trajectory of one network.
+    """
 
     def element(self, spec: WeightSpec, batch: Sequence[int], generator: torch.Generator) -> Element:
         """Draw one element per network."""
@@ -36,7 +42,21 @@ class SymmetryAugmentation:
 
     def __call__(self, spec: WeightSpec, weights: Weights, generator: torch.Generator) -> Weights:
         """Draw and apply."""
-        return spec.act(self.element(spec, spec.batch_shape(weights), generator), weights)
+        return spec.act(_drawn(self, spec, spec.batch_shape(weights), generator), weights)
+
+
+def _drawn(
+    augmentation: SymmetryAugmentation, spec: WeightSpec, batch: Sequence[int], generator: torch.Generator
+) -> Element:
+    """One element per network: axes behind the first are its checkpoints."""
+    element = augmentation.element(spec, batch[:1], generator)
+    later = [1] * (len(batch) - 1)
+    if not later:
+        return element
+    return {
+        name: tensor.reshape(*batch[:1], *later, *tensor.shape[1:]).expand(*batch, *tensor.shape[1:])
+        for name, tensor in element.items()
+    }
 
 
 @AUGMENTATIONS.register("permutation")
@@ -131,7 +151,7 @@ class Compose:
         pending: Element = {}
         for augmentation in self.augmentations:
             if isinstance(augmentation, SymmetryAugmentation):
-                element = augmentation.element(spec, batch, generator)
+                element = _drawn(augmentation, spec, batch, generator)
                 pending = spec.compose(element, pending) if pending else element
                 continue
             weights = spec.act(pending, weights) if pending else weights

@@ -18,7 +18,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map  # PyTorch's 
 from weightspace.datasets._augment import Augmentation
 from weightspace.errors import ConfigError, TaskError
 from weightspace.spec import Weights, WeightSpec
-from weightspace.zoo import SPLITS, Population, Zoo, split_items
+from weightspace.zoo import SPLITS, Population, Zoo, rows_where, split_items
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ def _unwrap(batch: Sequence[_Batch], **_: Any) -> tuple[Weights, Tensor]:
 
 
 default_collate_fn_map[_Batch] = _unwrap
+
+
+ALL = "all"
 
 
 class ZooDataset(Dataset[tuple[Weights, Tensor]]):
@@ -55,18 +58,28 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         split_seed: of splits that are drawn anew.
         skip_bad: leave out rows of which a weight or the target is NaN or infinite: one diverged network would
             spoil the batch statistics of all others. Otherwise they are refused.
+        where: which rows are used, such as ``"test_accuracy > 0.3 and epoch == last"``; see
+            :func:`weightspace.zoo.rows_where`. All of the split without one.
+        sequences: whether a member is the trajectory of one network, its rows in the order of their steps, instead of
+            one row. Weights then have a leading axis of checkpoints, and so have targets that are metrics; labels and
+            hyperparameters are one per network. Networks with fewer rows than others repeat their last one, and
+            ``lengths`` says how many there are. Augmentations by symmetries draw one element per trajectory.
 
     Attributes:
         spec: the weight space.
+        population: from which the networks are read.
+        rows: (len,) int64 numbers of rows in the population; (len, checkpoints) for sequences.
+        lengths: (len,) int64, rows that the members have of their own: all 1 without sequences.
         targets: (len, ...) what is to be predicted, by default the target by name; a task may put others there.
-        skipped: number of rows left out.
+        skipped: number of rows left out because they are bad.
         epoch: set it before each pass to draw new augmentations and another order (workers that are kept
             alive between passes do not see the change).
 
     Raises:
         ZooError: the file cannot be opened.
         TaskError: the zoo has no such target, no networks in the split, or bad ones that are not to be skipped.
-        ConfigError: an unknown split, or a zoo with several populations and none named.
+        ConfigError: an unknown split, a zoo with several populations and none named, or a ``where`` that is no
+            expression of its kind or holds for no row of the split.
 
     Example:
         >>> from weightspace.testing import tiny_zoo
@@ -89,23 +102,34 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         fractions: tuple[float, float, float] | None = None,
         split_seed: int = 0,
         skip_bad: bool = True,
+        where: str | None = None,
+        sequences: bool = False,
     ) -> None:
         self.zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
         self.population = choose_population(self.zoo, population)
         self.spec: WeightSpec = self.population.spec
         self.split, self.target, self.augment, self.seed = split, target, augment, seed
         self.epoch = 0
-        self.rows = _rows(self.population, split, fractions, split_seed)
+        self.where, self.sequences = where, sequences
+        self.rows = _rows(self.population, split, fractions, split_seed, where)
         self.targets = _targets(self.population, target, self.rows)
         good = self._good(skip_bad)
         self.skipped = int((~good).sum())
         self.rows, self.targets = self.rows[good], self.targets[torch.from_numpy(good)]
         if len(self.rows) == 0:
             raise TaskError(f"zoo {self.zoo.path or ''}: no networks with finite weights in split {split!r}")
+        self.lengths = torch.ones(len(self.rows), dtype=torch.int64)
+        if sequences:
+            self._gather_trajectories()
         self._resident: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def populations(self) -> tuple[Population, ...]:
+        """From which the networks are read: one, unlike those of :class:`PopulationsDataset`."""
+        return (self.population,)
 
     def __getitem__(self, index: int) -> tuple[Weights, Tensor]:
         batch = self.read([index])
@@ -138,13 +162,24 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
 
     def order(self, seed: int = 0) -> Tensor:
         """A random order of all members, keyed by ``seed`` and ``epoch``."""
-        return torch.randperm(len(self), generator=torch.Generator().manual_seed(_key(seed, self.epoch)))
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(key(seed, self.epoch)))
 
     def to(self, device: torch.device | str) -> ZooDataset:
         """Keep all weights and targets in the memory of ``device``, and draw augmentations there."""
         self._resident = self.population.read(self.rows).to(device)
         self.targets = self.targets.to(device)
         return self
+
+    def _gather_trajectories(self) -> None:
+        """Rows become (networks, checkpoints), short trajectories repeating their last row; targets likewise."""
+        network = self.population.network[self.rows]
+        order = np.lexsort((self.population.step[self.rows], network))
+        _, starts, lengths = np.unique(network[order], return_index=True, return_counts=True)
+        place = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
+        members = order[starts[:, None] + place]
+        of_rows = self.target is None or self.target in _of_rows(self.population)
+        self.targets = self.targets[torch.from_numpy(members if of_rows else members[:, 0])]
+        self.rows, self.lengths = self.rows[members], torch.from_numpy(lengths)
 
     def _good(self, skip_bad: bool) -> np.ndarray:
         """Which rows are finite, and so is what is to be predicted of them.
@@ -171,10 +206,10 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
 
     def _generator(self, positions: np.ndarray) -> torch.Generator:
         """Keyed by what is read, so that the number of workers decides nothing."""
-        return torch.Generator(self.targets.device).manual_seed(_key(self.seed, self.epoch, positions))
+        return torch.Generator(self.targets.device).manual_seed(key(self.seed, self.epoch, positions))
 
 
-def _key(seed: int, epoch: int, positions: np.ndarray | None = None) -> int:
+def key(seed: int, epoch: int, positions: np.ndarray | None = None) -> int:
     """63 bits that differ when any of the arguments does."""
     content = b"" if positions is None else positions.tobytes()
     digest = hashlib.blake2b(content, digest_size=8, salt=struct.pack("<qq", seed, epoch)).digest()
@@ -189,22 +224,67 @@ def _finite(population: Population, rows: np.ndarray, block: int = 4096) -> np.n
 
 
 def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def population_names(zoo: Zoo, chosen: str | None) -> tuple[str, ...]:
+    """The populations that a text names: one, several between commas, or ``"all"``; None for the only one.
+
+    Raises:
+        ConfigError: none is named, and there are several.
+        ZooError: there is none of that name.
+
+    Example:
+        >>> from weightspace.testing import tiny_zoo
+        >>> population_names(tiny_zoo(), "all")
+        ('inr',)
+    """
+    if chosen is None and len(zoo.populations) > 1:
+        raise ConfigError(f"population: the zoo has several, name one of {', '.join(zoo)}")
+    if chosen is None or (chosen == ALL and ALL not in zoo.populations):
+        return tuple(zoo)
+    if chosen in zoo.populations:
+        return (chosen,)
+    names = tuple(dict.fromkeys(name.strip() for name in chosen.split(",")))
+    for name in names:
+        zoo[name]  # refuses one that is not there
+    return names
 
 
 def choose_population(zoo: Zoo, population: str | None) -> Population:
     """The named population, or the only one.
 
     Raises:
-        ConfigError: none is named, and there are several.
+        ConfigError: none is named, and there are several, or several are.
         ZooError: there is none of that name.
     """
-    if population is None and len(zoo.populations) > 1:
-        raise ConfigError(f"population: the zoo has several, name one of {', '.join(zoo)}")
-    return zoo[population if population is not None else next(iter(zoo))]
+    names = population_names(zoo, population)
+    if len(names) > 1:
+        raise ConfigError(f"population: expected one of {', '.join(zoo)}, found {population!r}")
+    return zoo[names[0]]
 
 
 def _rows(
+    population: Population,
+    split: str | None,
+    fractions: tuple[float, float, float] | None,
+    split_seed: int,
+    where: str | None,
+) -> np.ndarray:
+    rows = rows_of_split(population, split, fractions, split_seed)
+    if not where:
+        return rows
+    found = rows_where(population, where)
+    kept = np.intersect1d(rows, found, assume_unique=True)
+    if len(kept) == 0 < len(rows):
+        raise ConfigError(
+            f"where: {where!r} holds for {_counted(len(found), 'row')} of {population.rows:,}, but for none of "
+            f"{_counted(len(rows), 'row')} of split {split or 'all'}"
+        )
+    return kept
+
+
+def rows_of_split(
     population: Population,
     split: str | None,
     fractions: tuple[float, float, float] | None,
@@ -229,6 +309,11 @@ def _targets(population: Population, name: str | None, rows: np.ndarray) -> Tens
             f"and metrics {', '.join(population.metrics) or 'none'}{more}"
         )
     return values
+
+
+def _of_rows(population: Population) -> set[str]:
+    """Names of targets that differ between the checkpoints of a network."""
+    return set(population.metrics) - set(population.labels) - set(population.hyperparameters)
 
 
 def target_values(population: Population, name: str, rows: np.ndarray) -> Tensor | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +55,9 @@ class Normalisation(nn.Module):
         if mode == "fan_in":
             return self
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
-        for start in range(0, len(dataset), block):
-            flat = dataset.population.read(dataset.rows[start : start + block]).double()
+        rows = np.unique(dataset.rows)  # trajectories repeat some
+        for start in range(0, len(rows), block):
+            flat = dataset.population.read(rows[start : start + block]).double()
             count += len(flat)
             total = total + flat.sum(0)
             squares = squares + flat.square().sum(0)

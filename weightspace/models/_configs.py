@@ -243,6 +243,6 @@ class ProbeConfig(ModelConfig):
         """
         return Probe(self.network(architecture), self.numbers(out_features), **self.model_dump())
 
-    def settled(self, spec: WeightSpec) -> ProbeConfig:
+    def settled(self, *specs: WeightSpec) -> ProbeConfig:
         """These options: nothing but the function of a network is seen."""
         return self

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightspace.errors import ConfigError, SpecError
 from weightspace.models._perceptron import perceptron
 from weightspace.models._unit_activations import activations_and_outputs, unit_activations
-from weightspace.nets import MLP, evaluate_batch
+from weightspace.nets import MLP, Network, evaluate_batch
 from weightspace.spec import Weights, WeightSpec
 
 GENERATORS = ("none", "linear")
@@ -165,10 +165,10 @@ def make_probes(
 
 
 def input_shape_of(network: nn.Module) -> tuple[int, ...]:
-    """The shape of one input, of networks that show it: an ``MLP``, or a chain that begins with a linear layer.
+    """The shape of one input, of networks that show it: the library's own, or a chain that begins with a linear layer.
 
     Raises:
-        ConfigError: the network does not show it.
+        ConfigError: the network does not show it, or reads tokens, between which there is nothing to learn.
 
     Example:
         >>> input_shape_of(MLP((2, 8, 1)))
@@ -176,6 +176,12 @@ def input_shape_of(network: nn.Module) -> tuple[int, ...]:
     """
     if isinstance(network, MLP):
         return (network.widths[0],)
+    if isinstance(network, Network):
+        if not network.example_inputs(1).is_floating_point():
+            raise ConfigError(
+                f"network: a {type(network).__name__} of tokens has no inputs that could be learned"
+            )
+        return tuple(network.input_shape)
     if isinstance(network, nn.Sequential) and len(network) and isinstance(network[0], nn.Linear):
         return (network[0].in_features,)
     raise ConfigError(

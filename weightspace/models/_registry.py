@@ -62,10 +62,10 @@ class ModelConfig(BaseModel):
         """Whether the model runs the networks that it reads, so that their architecture matters."""
         return self.reads == "raw"
 
-    def settled(self, spec: WeightSpec) -> ModelConfig | None:
+    def settled(self, *specs: WeightSpec) -> ModelConfig | None:
         """Options that give a model for any spec the parameters that these give the one for ``spec``.
 
-        None if a model reads networks of its own spec alone.
+        Of several specs, for all of which they suffice. None if a model reads networks of its own spec alone.
         """
         return None
 

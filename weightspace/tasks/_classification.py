@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from weightspace.datasets import ZooDataset
 from weightspace.errors import TaskError
 from weightspace.tasks._figures import draw_confusion
-from weightspace.tasks._registry import TASKS, Task, TaskOptions
+from weightspace.tasks._registry import TASKS, Split, Task, TaskOptions
 
 MOST_CLASSES = (10, 1000)  # so many per network of the training split and so many beside: more are no classes
 
@@ -37,15 +37,18 @@ class Classification(Task):
         self.classes, self.options = classes, options or ClassificationOptions()
 
     @classmethod
-    def from_data(cls, train: ZooDataset, options: ClassificationOptions) -> Classification:
+    def from_data(cls, train: Split, options: ClassificationOptions) -> Classification:
         """Classes 0 to the largest label of the whole zoo: a small training split may lack some.
 
         Raises:
             TaskError: targets that are no class numbers, far too large, or of one class only.
         """
         _check_class_numbers(train)
-        known = train.population.labels.get(train.target or "")
-        classes = int(train.targets.max() if known is None else known.max()) + 1
+        tables = [population.labels for population in train.populations]
+        known = [
+            int(labels[train.target].max()) for labels in tables if train.target and train.target in labels
+        ]
+        classes = max(known, default=int(train.targets.max())) + 1
         if classes < 2:
             raise TaskError(f"task classification: target {train.target!r} has only one class")
         most = MOST_CLASSES[0] * len(train) + MOST_CLASSES[1]
@@ -108,7 +111,7 @@ class Classification(Task):
         draw_confusion(counts.cpu().numpy(), path, title)
 
 
-def _check_class_numbers(train: ZooDataset) -> None:
+def _check_class_numbers(train: Split) -> None:
     """Raise TaskError for targets that are negative or no integers."""
     targets = train.targets
     floating = targets.is_floating_point()

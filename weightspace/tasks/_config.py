@@ -25,6 +25,10 @@ class TrainConfig(BaseModel):
 
     zoo: str = Field(..., description="path of the zoo")
     population: str | None = Field(None, description="which one, for zoos with several")
+    where: str | None = Field(
+        None,
+        description='which rows are used, such as "test_accuracy > 0.3 and epoch == last"; all by default',
+    )
     task: str = Field("classification", description="what is learned")
     task_options: dict[str, Any] = Field(default_factory=dict, description="options of the task")
     target: str | None = Field(

@@ -44,6 +44,7 @@ def edit(
     population: str | None = None,
     device: str = "auto",
     skip_bad: bool = False,
+    where: str | None = None,
     overwrite: bool = False,
 ) -> EditReport:
     """Write the networks of a zoo with edited weights, as a zoo.
@@ -60,6 +61,8 @@ def edit(
         population: which one, for zoos with several; that of the run by default. Only this one is written.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         skip_bad: leave out networks with weights that are not finite; they are refused otherwise.
+        where: which rows are edited and written, see :func:`weightspace.zoo.rows_where`; all of the split without
+            one.
         overwrite: replace an existing file.
 
     Raises:
@@ -67,6 +70,7 @@ def edit(
         OutputError: ``output`` exists, or cannot be written.
         TaskError: the run edits nothing, or the zoo holds networks with weights that are not finite.
         ZooError: the zoo cannot be opened.
+        ConfigError: an unknown split or population, or a ``where`` that does not suit the zoo or leaves nothing.
     """
     check_output(Path(output), overwrite=overwrite)
     device = choose_device(device)
@@ -75,9 +79,9 @@ def edit(
         raise TaskError(
             f"run {trained.path}: task {trained.task.name} gives no weights; use `weightspace predict`"
         )
-    dataset, _ = open_split(
-        trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad
-    )
+    dataset = open_split(
+        trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad, where=where
+    ).dataset
     with guard(trained, device):
         dataset.targets = trained.task.targets(dataset)
         before = _error(trained, dataset)
@@ -131,6 +135,7 @@ def _provenance(trained: TrainedRun, dataset: ZooDataset, split: str) -> dict[st
         "options": dict(trained.config.options),
         "zoo": dataset.zoo.digest,
         "split": split,
+        "where": dataset.where or None,
         "skipped": dataset.skipped,
     }
 

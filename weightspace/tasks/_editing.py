@@ -18,7 +18,7 @@ from weightspace.nets import build, coordinate_grid, evaluate_batch
 from weightspace.spec import Weights, WeightSpec
 from weightspace.tasks._figures import draw_edits
 from weightspace.tasks._metanetwork import ResidualMetanetwork
-from weightspace.tasks._registry import TASKS, Outputs, Task, TaskOptions
+from weightspace.tasks._registry import TASKS, Outputs, Split, Task, TaskOptions
 from weightspace.zoo import source_of
 
 Images = Float[Tensor, "batch channels height width"]
@@ -136,12 +136,14 @@ class Editing(Task):
         self.render, self.architecture, self.options = render, architecture, options
 
     @classmethod
-    def from_data(cls, train: ZooDataset, options: EditingOptions) -> Editing:
+    def from_data(cls, train: Split, options: EditingOptions) -> Editing:
         """A renderer of the population's networks, on the grid of the stored images.
 
         Raises:
             TaskError: the networks are no INRs of images, cannot be rebuilt, or the size of images is unknown.
         """
+        if not isinstance(train, ZooDataset):
+            raise TaskError(f"task editing: expected networks of one population, found {len(train.parts)}")
         architecture = train.population.architecture
         shape = _stored_shape(train) if options.side is None else (options.side, options.side)
         return cls(Renderer(architecture, shape), architecture or {}, options)

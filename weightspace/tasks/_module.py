@@ -19,7 +19,7 @@ from weightspace.errors import TaskError
 from weightspace.spec import Weights
 from weightspace.tasks._compile import compile_or_fall_back
 from weightspace.tasks._config import TrainConfig, write_text
-from weightspace.tasks._registry import Outputs, Task
+from weightspace.tasks._registry import Outputs, Split, Task
 
 
 def write_history(run: Path, history: Sequence[dict[str, float]]) -> None:
@@ -116,9 +116,7 @@ class MetanetworkModule(L.LightningModule):
         run: where metrics.csv goes.
     """
 
-    def __init__(
-        self, network: nn.Module, task: Task, config: TrainConfig, train: ZooDataset, run: Path
-    ) -> None:
+    def __init__(self, network: nn.Module, task: Task, config: TrainConfig, train: Split, run: Path) -> None:
         super().__init__()
         self.run = run
         self.network, self.task, self.config, self.train_set = network, task, config, train
@@ -137,15 +135,15 @@ class MetanetworkModule(L.LightningModule):
         """Without what is compiled."""
         return {**super().__getstate__(), "_compiled": False}
 
-    def forward(self, weights: Weights) -> Outputs:
-        """Outputs of the metanetwork."""
-        out: Outputs = self.network(weights)
+    def forward(self, weights: Weights, *population: str) -> Outputs:
+        """Outputs of the metanetwork; of several populations, the name says of which the weights are."""
+        out: Outputs = self.network(weights, *population)
         return out
 
-    def _compare(self, batch: tuple[Weights, Tensor], *, split: str) -> Tensor:
+    def _compare(self, batch: Sequence[Any], *, split: str) -> Tensor:
         """Loss of a batch, in full precision; what was compared is kept for the scores of the epoch."""
-        weights, targets = batch
-        outputs = self(weights)
+        weights, targets, *population = batch
+        outputs = self(weights, *population)
         with torch.autocast(targets.device.type, enabled=False):
             readout = self.task.readout(outputs)
             loss = self.task.loss(readout, targets, training=split == "train")
@@ -162,7 +160,7 @@ class MetanetworkModule(L.LightningModule):
             self.config.seed + 1_000_003 * (self.current_epoch + 1) + 2_000_000_011 * _place()[0]
         )
 
-    def training_step(self, batch: tuple[Weights, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: Sequence[Any], index: int) -> Tensor:
         """Loss of one batch, scaled such that the batches of a step have a mean gradient, however many they are."""
         loss = self._compare(batch, split="train")
         self._latest = loss.detach()
@@ -192,7 +190,7 @@ class MetanetworkModule(L.LightningModule):
                 f"rate {self.config.learning_rate:g}; take a lower --learning-rate, with --overwrite"
             )
 
-    def validation_step(self, batch: tuple[Weights, Tensor], index: int) -> None:
+    def validation_step(self, batch: Sequence[Any], index: int) -> None:
         """Keep readouts; scores are of the whole split."""
         self._compare(batch, split="val")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from weightspace.datasets import ZooDataset, target_values
 from weightspace.devices import choose_device
 from weightspace.errors import TaskError
 from weightspace.tasks._registry import Task
-from weightspace.tasks._run import guard, load_run, open_split, outputs_of
+from weightspace.tasks._run import OpenedPopulation, TrainedRun, guard, load_run, open_splits, outputs_of
 from weightspace.zoo import SPLITS, atomic_path, check_output
 
 
@@ -43,22 +44,25 @@ def predict(
     population: str | None = None,
     device: str = "auto",
     skip_bad: bool = False,
+    where: str | None = None,
     overwrite: bool = False,
 ) -> PredictReport:
     """Write predictions as CSV: one line per row of the zoo, whether or not it has the target.
 
     The columns are ``row`` (of the population), ``network``, ``split``, ``prediction``, for classification
-    ``probability_0``, ``probability_1``, ..., and ``target`` when the zoo has it. Numbers have nine digits, from
-    which a float32 is read back exactly.
+    ``probability_0``, ``probability_1``, ..., and ``target`` when the zoo has it; of several populations, their names
+    come first, in a column ``population``. Numbers have nine digits, from which a float32 is read back exactly.
 
     Args:
         run: a finished run directory.
         zoo: with networks of the same weight space, or others that the metanetwork reads.
         output: the CSV file to write.
         split: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
-        population: which one, for zoos with several; that of the run by default.
+        population: which one, for zoos with several; ``"all"``, or several between commas, for metanetworks that read
+            networks of several weight spaces. That of the run by default.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         skip_bad: leave out networks with weights that are not finite; they are refused otherwise.
+        where: which rows are predicted, see :func:`weightspace.zoo.rows_where`; all of the split without one.
         overwrite: replace an existing file.
 
     Raises:
@@ -66,6 +70,7 @@ def predict(
         OutputError: ``output`` exists, or cannot be written.
         TaskError: the run edits networks, or the zoo holds some with weights that are not finite.
         ZooError: the zoo cannot be opened.
+        ConfigError: an unknown split or population, or a ``where`` that does not suit the zoo or leaves nothing.
     """
     check_output(Path(output), overwrite=overwrite)
     device = choose_device(device)
@@ -74,27 +79,44 @@ def predict(
         raise TaskError(
             f"run {trained.path}: task {trained.task.name} gives weights and no table; use `weightspace edit`"
         )
-    dataset, network = open_split(
-        trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad
+    opened = open_splits(
+        trained, zoo, None if split == "all" else split, population=population, skip_bad=skip_bad, where=where
     )
     with guard(trained, device):
-        readout, _ = outputs_of(network, trained.task, dataset, device, trained.config.batch_size)
-        table = _table(trained.task, readout, dataset, trained.config.target)
+        table = _joined({part.name: _answers(trained, part, device) for part in opened})
     with atomic_path(Path(output), overwrite=overwrite) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))
     return PredictReport(
         run=trained.path,
-        zoo=str(dataset.zoo.path),
+        zoo=str(opened[0].dataset.zoo.path),
         task=trained.config.task,
         model=trained.config.model,
         split=split,
-        networks=len(dataset),
-        skipped=dataset.skipped,
+        networks=sum(len(part.dataset) for part in opened),
+        skipped=sum(part.dataset.skipped for part in opened),
         columns=tuple(table),
         output=Path(output),
     )
+
+
+def _answers(trained: TrainedRun, part: OpenedPopulation, device: str) -> dict[str, list[Any]]:
+    readout, _ = outputs_of(part.network, trained.task, part.dataset, device, trained.config.batch_size)
+    return _table(trained.task, readout, part.dataset, trained.config.target)
+
+
+def _joined(tables: Mapping[str, dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Tables by population as one, with the columns that all have; of one population, its table."""
+    first, *others = tables.values()
+    if not others:
+        return first
+    shared = [column for column in first if all(column in other for other in others)]
+    names = [name for name, table in tables.items() for _ in table["row"]]
+    return {
+        "population": names,
+        **{column: [cell for table in tables.values() for cell in table[column]] for column in shared},
+    }
 
 
 def _table(task: Task, readout: Tensor, dataset: ZooDataset, target: str | None) -> dict[str, list[Any]]:

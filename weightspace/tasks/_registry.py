@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from weightspace.configuration import Registry, validated
-from weightspace.datasets import Normalisation, ZooDataset
+from weightspace.datasets import Normalisation, PopulationsDataset, ZooDataset
 from weightspace.errors import ConfigError, TaskError
 from weightspace.spec import Weights, WeightSpec
 from weightspace.tasks._metanetwork import Metanetwork
+
+Split = ZooDataset | PopulationsDataset
+"""The networks of a split: of one population, or of several."""
 
 Outputs = Tensor | Weights
 """What a metanetwork gives: one vector per network, or weights."""
@@ -51,7 +55,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_data(cls, train: ZooDataset, options: Any) -> Task:
+    def from_data(cls, train: Split, options: Any) -> Task:
         """The task for a training split; ``options`` is an instance of ``settings``.
 
         Raises:
@@ -110,6 +114,13 @@ class Task(ABC):
     def reference(self, dataset: ZooDataset) -> Tensor | None:
         """The readout of a trivial answer, which any model should beat; None if the task knows of none."""
         return None
+
+    def intervals(self, readout: Tensor, targets: Tensor, unit: np.ndarray) -> dict[str, tuple[float, float]]:
+        """95 % confidence intervals of some of the scores, by name; none for tasks that know of none.
+
+        ``unit`` (networks,) says which of them belong together: checkpoints of a network, and networks of one item.
+        """
+        return {}
 
     def outputs_for(self, targets: Tensor) -> Tensor:
         """The outputs that would be right: what models without gradients are fitted to."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -13,8 +14,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from weightspace.datasets import ZooDataset
 from weightspace.errors import TaskError
+from weightspace.tasks._bootstrap import bootstrap_intervals
 from weightspace.tasks._figures import draw_regression
-from weightspace.tasks._registry import TASKS, Task, TaskOptions
+from weightspace.tasks._registry import TASKS, Split, Task, TaskOptions
 
 LEAST_PROBABILITY = 1e-3  # targets of 0 and 1 have infinite logits
 
@@ -47,7 +49,7 @@ class Regression(Task):
         self.mean, self.std, self.options = mean, std, options or RegressionOptions()
 
     @classmethod
-    def from_data(cls, train: ZooDataset, options: RegressionOptions) -> Regression:
+    def from_data(cls, train: Split, options: RegressionOptions) -> Regression:
         """Mean and deviation of the training targets.
 
         Raises:
@@ -114,6 +116,13 @@ class Regression(Task):
             "mean_absolute_error": self.std * float(mean_absolute_error(found, true)),
             "loss": float(self.loss(readout, targets, training=False)),
         }
+
+    def intervals(self, readout: Tensor, targets: Tensor, unit: np.ndarray) -> dict[str, tuple[float, float]]:
+        """95 % intervals of R2, Kendall's tau and the mean absolute error; units are drawn anew a thousand times."""
+        found, true = self._standard(readout).cpu().numpy(), targets.double().cpu().numpy()
+        intervals = bootstrap_intervals(found, true, unit)
+        low, high = intervals.pop("mean_absolute_error")
+        return {**intervals, "mean_absolute_error": (self.std * low, self.std * high)}
 
     def outputs_for(self, targets: Tensor) -> Tensor:
         """Standardised targets, or their logits."""

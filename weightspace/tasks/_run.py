@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from weightspace.datasets import Normalisation, ZooDataset, choose_population
+from weightspace.datasets import Normalisation, ZooDataset, open_populations, population_names
 from weightspace.devices import memory_guard
-from weightspace.errors import RunError, TaskError, WeightspaceError
+from weightspace.errors import ConfigError, RunError, TaskError, WeightspaceError
 from weightspace.models import ModelConfig, StatisticsTrees
 from weightspace.spec import WeightSpec
 from weightspace.tasks._config import TrainConfig, load_config, write_text
@@ -142,12 +142,12 @@ def build_network(
     return task.assemble(model, None if plain else Normalisation(spec, config.normalisation), spec)
 
 
-def save_network(run: Path, network: Metanetwork, dataset: ZooDataset, task: Task) -> None:
-    """Write the parameters, and what is needed to rebuild the metanetwork around them."""
+def save_network(run: Path, network: Metanetwork, population: Population, task: Task) -> None:
+    """Write the parameters, and what is needed to rebuild the metanetwork around them, for a population."""
     description = {
         "run_version": RUN_VERSION,
-        "spec": json.loads(dataset.spec.to_json(provenance=False)),
-        "architecture": dataset.population.architecture,
+        "spec": json.loads(population.spec.to_json(provenance=False)),
+        "architecture": population.architecture,
         "task": task.state(),
     }
     if isinstance(network.model, StatisticsTrees):
@@ -239,7 +239,16 @@ def load_run(path: str | Path) -> TrainedRun:
     return TrainedRun(run, config, spec, network.eval(), task, description["architecture"])
 
 
-def open_split(
+@dataclass(frozen=True)
+class OpenedPopulation:
+    """Networks of one population, and the trained metanetwork such that it reads them."""
+
+    name: str
+    dataset: ZooDataset
+    network: Metanetwork
+
+
+def open_splits(
     trained: TrainedRun,
     zoo: str | Path | None,
     split: str | None,
@@ -247,19 +256,22 @@ def open_split(
     target: str | None = None,
     population: str | None = None,
     skip_bad: bool = False,
-) -> tuple[ZooDataset, Metanetwork]:
-    """The networks of a split, and the trained metanetwork such that it reads them.
+    where: str | None = None,
+) -> list[OpenedPopulation]:
+    """The networks of a split, by population.
 
     Args:
         trained: the run.
         zoo: None for the zoo that it was trained on, which must not have changed.
         split: None for all networks.
         target: by name; None for the numbers of the rows.
-        population: that of the run by default.
+        population: one, several between commas, or ``"all"``; those of the run by default.
         skip_bad: leave out what is not finite; so does a run that was trained so.
+        where: which rows are read; all without one.
 
     Raises:
         RunError: networks that the metanetwork cannot read, or a zoo that changed.
+        ConfigError: a ``where`` that does not suit the zoo, or leaves nothing.
         ZooError: the zoo cannot be opened.
         TaskError: the zoo lacks the target, or has networks with weights that are not finite.
     """
@@ -267,10 +279,34 @@ def open_split(
     opened = Zoo.open(config.zoo if zoo is None else zoo)
     if zoo is None:
         check_zoo(trained.path, opened)
-    name = population if population is not None else _population_of(opened, config)
-    network = trained.reader_of(choose_population(opened, name), str(opened.path))
+    chosen = population if population is not None else _population_of(opened, config)
+    names = population_names(opened, chosen)
+    place = f"population {{}} of {opened.path}" if len(names) > 1 else str(opened.path)
+    readers = {name: trained.reader_of(opened[name], place.format(name)) for name in names}
     skip = skip_bad or config.skip_bad
-    return ZooDataset(opened, split, target=target, population=name, skip_bad=skip), network
+    parts = open_populations(opened, chosen, split, target=target, skip_bad=skip, where=where)
+    return [OpenedPopulation(name, part, readers[name]) for name, part in parts.items()]
+
+
+def open_split(
+    trained: TrainedRun,
+    zoo: str | Path | None,
+    split: str | None,
+    *,
+    population: str | None = None,
+    skip_bad: bool = False,
+    where: str | None = None,
+) -> OpenedPopulation:
+    """As :func:`open_splits`, of one population.
+
+    Raises:
+        ConfigError: several are named.
+    """
+    opened = open_splits(trained, zoo, split, population=population, skip_bad=skip_bad, where=where)
+    if len(opened) > 1:
+        names = ", ".join(part.name for part in opened)
+        raise ConfigError(f"population: expected one, found several; name one of {names}")
+    return opened[0]
 
 
 def _population_of(zoo: Zoo, config: TrainConfig) -> str | None:

@@ -12,15 +12,24 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
-from weightspace.datasets import Normalisation, ZooDataset, parse_augmentations
+from weightspace.datasets import (
+    Normalisation,
+    PopulationBatches,
+    PopulationsDataset,
+    ZooDataset,
+    open_populations,
+    parse_augmentations,
+    population_names,
+)
 from weightspace.devices import choose_device, keep_freed_memory, memory_guard
 from weightspace.errors import DeviceError, RunError, TaskError, WeightspaceError
 from weightspace.models import FittedOnce
@@ -29,8 +38,10 @@ from weightspace.tasks._directory import CHECKPOINTS, EVENTS, REPORT, open_run
 from weightspace.tasks._figures import draw_learning_curve
 from weightspace.tasks._memory import held_memory, limited_parameters, step_memory, total_memory
 from weightspace.tasks._metanetwork import Metanetwork
-from weightspace.tasks._registry import TASKS, Task
+from weightspace.tasks._registry import TASKS, Split, Task
 from weightspace.tasks._run import build_network, outputs_of, save_network
+from weightspace.tasks._several import SharedMetanetwork, build_shared, widened
+from weightspace.zoo import Population, Zoo
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,8 @@ class TrainReport:
     """What training found.
 
     ``metrics`` are those of the validation split at the best epoch; ``skipped`` counts networks of the training
-    and validation splits that were left out because their weights are not finite.
+    and validation splits that were left out because their weights are not finite; ``populations`` has the metrics of
+    each population, where there are several.
     """
 
     run: Path
@@ -50,6 +62,7 @@ class TrainReport:
     metrics: dict[str, float]
     seconds: float
     skipped: int = 0
+    populations: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,8 +72,8 @@ class _Job:
     network: Metanetwork
     task: Task
     config: TrainConfig
-    training: ZooDataset
-    validation: ZooDataset
+    training: Split
+    validation: Split
     run: Path
     device: str
     progress: bool
@@ -97,58 +110,88 @@ def train(
             not finite; or training diverged.
         ZooError: the zoo cannot be opened.
         DeviceError: the machine lacks what the configuration asks for, memory included.
+        ConfigError: a ``where`` that does not suit the zoo or leaves nothing, or several populations for a metanetwork
+            that reads networks of one weight space alone.
     """
     start = time.perf_counter()
     run = Path(output)
     device = choose_device(device)
     keep_freed_memory()
     _check_hardware(config, device)
-    training, validation, task = _splits(config)
+    config, names, zoo = _resolved(config)
+    training, validation, task = _splits(config, zoo)
     torch.manual_seed(config.seed)
     there = total_memory(device)
     with (
         limited_parameters(there),
         memory_guard(f"model: its parameters do not fit into {there / 1e9:,.1f} GB"),
     ):
-        network = build_network(config, training.spec, training.population.architecture, task)
+        network = _built(config, {name: zoo[name] for name in names}, task)
     memory = _checked_memory(config, network, task, (training, validation), device)
-    if open_run(run, config, training.zoo, overwrite):
+    if open_run(run, config, zoo, overwrite):
         return _stored_report(run)
     if device == "cuda" and config.devices == 1:
         training.to(device)
         validation.to(device)
-    if network.normalisation is not None:
+    if network.normalisation is not None and isinstance(training, ZooDataset):
         network.normalisation = Normalisation.fit(training, config.normalisation)
     job = _Job(network, task, config, training, validation, run, device, progress, memory)
     history = _fit_once(job) if isinstance(network.model, FittedOnce) else _fit_by_gradient(job)
     with _guard(job):
         report = _report(job, history, time.perf_counter() - start)
-    save_network(run, network, training, task)
+    save_network(run, network, zoo[names[0]], task)
     return report
 
 
-def _splits(config: TrainConfig) -> tuple[ZooDataset, ZooDataset, Task]:
+def _resolved(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...], Zoo]:
+    """The configuration with what several populations need, their names, and the zoo."""
+    zoo = Zoo.open(config.zoo)
+    names = population_names(zoo, config.population)
+    return config if len(names) == 1 else widened(config, zoo, names), names, zoo
+
+
+def _splits(config: TrainConfig, zoo: Zoo) -> tuple[Split, Split, Task]:
     """The training and the validation split, and the task that reads its targets from the first."""
     training, validation = (
-        ZooDataset(
-            config.zoo,
-            split,
-            target=config.target,
-            population=config.population,
-            seed=config.seed,
-            skip_bad=config.skip_bad,
+        _joined(
+            open_populations(
+                zoo,
+                config.population,
+                split,
+                target=config.target,
+                seed=config.seed,
+                skip_bad=config.skip_bad,
+                where=config.where,
+            ),
+            several=len(population_names(zoo, config.population)) > 1,
         )
         for split in ("train", "val")
     )
     training.augment = parse_augmentations(config.augment)
     task = TASKS[config.task].from_data(training, config.settings())
-    for dataset in (training, validation):
+    for dataset in (*_parts(training).values(), *_parts(validation).values()):
         dataset.targets = task.targets(dataset)
-    if len(training) < 2:
-        raise TaskError(
-            f"zoo {config.zoo}: expected at least two networks to train on, found {len(training)}"
-        )
+    most = max(len(part) for part in _parts(training).values())
+    if most < 2:
+        of = " of one population" if isinstance(training, PopulationsDataset) else ""
+        raise TaskError(f"zoo {config.zoo}: expected at least two networks{of} to train on, found {most}")
     return training, validation, task
+
+
+def _joined(parts: dict[str, ZooDataset], *, several: bool) -> Split:
+    return PopulationsDataset(parts) if several else next(iter(parts.values()))
+
+
+def _parts(split: Split) -> dict[str, ZooDataset]:
+    return split.parts if isinstance(split, PopulationsDataset) else {"": split}
+
+
+def _built(config: TrainConfig, populations: dict[str, Population], task: Task) -> Metanetwork:
+    """The metanetwork with fresh parameters."""
+    if len(populations) > 1:
+        return build_shared(config, populations, task)
+    (population,) = populations.values()
+    return build_network(config, population.spec, population.architecture, task)
 
 
 def _check_hardware(config: TrainConfig, device: str) -> None:
@@ -165,7 +208,7 @@ def _checked_memory(
     config: TrainConfig,
     network: Metanetwork,
     task: Task,
-    splits: tuple[ZooDataset, ZooDataset],
+    splits: tuple[Split, Split],
     device: str,
 ) -> int:
     """Bytes that a step takes at least; raises DeviceError when the device is too small for it.
@@ -176,10 +219,12 @@ def _checked_memory(
         return 0
     few = f"batch_size: a step of {config.batch_size} networks"
     advice = "lower it, and raise accumulate for steps of the same size"
+    reader, largest = _largest(network, splits[0])
     with memory_guard(f"{few} does not fit into memory; {advice}"):
-        step = step_memory(network, task, splits[0], config.batch_size, mixed=config.precision != "32")
+        step = step_memory(reader, task, largest, config.batch_size, mixed=config.precision != "32")
     processes = config.devices if device == "cpu" else 1
-    needed, there = processes * (step + held_memory(*splits, device=device)), total_memory(device)
+    parts = [part for split in splits for part in _parts(split).values()]
+    needed, there = processes * (step + held_memory(*parts, device=device)), total_memory(device)
     if needed > there:
         among = f" in {processes} processes" if processes > 1 else ""
         raise DeviceError(
@@ -188,11 +233,19 @@ def _checked_memory(
     return step
 
 
+def _largest(network: Metanetwork, training: Split) -> tuple[Metanetwork, ZooDataset]:
+    """The networks with the most parameters, and what reads them."""
+    parts = _parts(training)
+    name = max(parts, key=lambda name: parts[name].spec.num_parameters)
+    return network.of(name) if isinstance(network, SharedMetanetwork) else network, parts[name]
+
+
 # -- two ways to fit ---------------------------------------------------------------------------------------
 
 
 def _fit_once(job: _Job) -> list[dict[str, float]]:
     """Models without gradients see the whole training split once, without augmentation."""
+    assert isinstance(job.training, ZooDataset)
     job.training.augment = None
     weights, targets = job.training.read(range(len(job.training)))
     network = job.network
@@ -204,22 +257,16 @@ def _fit_once(job: _Job) -> list[dict[str, float]]:
 
 
 def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
-    from weightspace.tasks._module import EpochOrder, MetanetworkModule
+    from weightspace.tasks._module import MetanetworkModule
 
     module = MetanetworkModule(job.network, job.task, job.config, job.training, job.run)
     batch = job.config.batch_size
-    order = EpochOrder(job.training, job.config.seed)
-    each = -(-len(job.training) // job.config.devices)
-    # a last batch of one network would break BatchNorm
-    drop_last = each > 1 and each % batch == 1
     if job.progress:
+        sys.stderr.write(_left_out(job.training))
         sys.stderr.write(
             f"{job.config.model}: at least {job.memory / 1e6:,.0f} MB for a step of {batch} networks\n"
         )
-    loaders = (
-        DataLoader(job.training, batch, sampler=order, drop_last=drop_last),
-        DataLoader(job.validation, batch),
-    )
+    loaders = _loaders(job)
     with _quiet_lightning(), _guard(job):
         trainer, best = _trainer(job)
         try:
@@ -237,6 +284,35 @@ def _fit_by_gradient(job: _Job) -> list[dict[str, float]]:
         ) from None
     job.network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})
     return _history(job.run) if job.config.devices > 1 else module.history
+
+
+def _left_out(training: Split) -> str:
+    """A line on populations that training cannot use."""
+    alone = [name for name, part in _parts(training).items() if len(part) == 1]
+    named = ", ".join(alone[:5]) + (", ..." if len(alone) > 5 else "")
+    return f"populations with one network to train on, which is left out: {named}\n" if alone else ""
+
+
+def _loaders(job: _Job) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Batches of the training split, in an order of their own in each epoch, and of the validation split."""
+    from weightspace.tasks._module import EpochOrder
+
+    batch, seed, training, validation = job.config.batch_size, job.config.seed, job.training, job.validation
+    if isinstance(training, PopulationsDataset):
+        assert isinstance(validation, PopulationsDataset)
+        orders = (
+            PopulationBatches(training, batch, seed=seed),
+            PopulationBatches(validation, batch, shuffle=False),
+        )
+        return (
+            DataLoader(training, batch_size=None, sampler=orders[0]),
+            DataLoader(validation, batch_size=None, sampler=orders[1]),
+        )
+    each = -(-len(training) // job.config.devices)
+    # a last batch of one network would break BatchNorm
+    drop_last = each > 1 and each % batch == 1
+    order = EpochOrder(training, seed)
+    return DataLoader(training, batch, sampler=order, drop_last=drop_last), DataLoader(validation, batch)
 
 
 def _guard(job: _Job) -> AbstractContextManager[None]:
@@ -335,7 +411,8 @@ def _quiet_lightning() -> Iterator[None]:
 
 def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> TrainReport:
     run, network, task, config = job.run, job.network, job.task, job.config
-    readout, targets = outputs_of(network, task, job.validation, job.device, config.batch_size)
+    answers = _answers(job)
+    readout, targets = (torch.cat(parts) for parts in zip(*answers.values(), strict=True))
     scores = task.scores(readout, targets)
     scored = [row[f"val_{task.monitor}"] for row in history]
     # NaN is the worst, as it is for the checkpoints
@@ -352,20 +429,40 @@ def _report(job: _Job, history: list[dict[str, float]], seconds: float) -> Train
         metrics=scores,
         seconds=seconds,
         skipped=job.training.skipped + job.validation.skipped,
+        populations={name: task.scores(*found) for name, found in answers.items()}
+        if len(answers) > 1
+        else {},
     )
     subject = f"{config.model}, {config.task}" + ("" if config.target is None else f" of {config.target}")
     if history:
         draw_learning_curve(history, task.monitor, run / "learning_curve.png", subject)
     title = f"{subject}, val {task.monitor} {scores[task.monitor]:.3f}"
-    task.figure(readout, targets, run / "val.png", title, reference=task.reference(job.validation))
+    alone = job.validation if isinstance(job.validation, ZooDataset) else None
+    reference = None if alone is None else task.reference(alone)
+    task.figure(readout, targets, run / "val.png", title, reference=reference)
     write_json(run / REPORT, {**report.__dict__, "run": str(run)})
     return report
+
+
+def _answers(job: _Job) -> dict[str, tuple[Tensor, Tensor]]:
+    """Readouts and targets of the validation split, by population."""
+    found = {}
+    for name, part in _parts(job.validation).items():
+        reader = job.network.of(name) if isinstance(job.network, SharedMetanetwork) else job.network
+        found[name] = outputs_of(reader, job.task, part, job.device, job.config.batch_size)
+    return found
 
 
 def _stored_report(run: Path) -> TrainReport:
     try:
         stored = json.loads((run / REPORT).read_text())
-        metrics = {name: math.nan if value is None else value for name, value in stored["metrics"].items()}
-        return TrainReport(**{**stored, "run": run, "metrics": metrics})
+        populations = {name: _numbers(scores) for name, scores in stored.get("populations", {}).items()}
+        found = {"run": run, "metrics": _numbers(stored["metrics"]), "populations": populations}
+        return TrainReport(**{**stored, **found})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"run {run}: {REPORT} is damaged ({type(error).__name__}); pass --overwrite") from None
+
+
+def _numbers(scores: dict[str, float | None]) -> dict[str, float]:
+    """Scores as they were: NaN is null in JSON."""
+    return {name: math.nan if value is None else value for name, value in scores.items()}

@@ -85,14 +85,14 @@ class GraphConfig(ModelConfig):
         """Whether there are probes."""
         return self.probes > 0
 
-    def settled(self, spec: WeightSpec) -> GraphConfig | None:
-        """These options with the widths that the spec needs, for types by role."""
+    def settled(self, *specs: WeightSpec) -> GraphConfig | None:
+        """These options with the widths that all of the specs need, for types by role."""
         if self.types == "tensor":
             return None
         options = GraphOptions(**self.model_dump(include=set(_OF_GRAPHS)))
-        plan = graph_plan(spec, options)
-        widths = {"node_features": plan.node_features, "edge_features": plan.edge_features}
-        return self.model_copy(update=widths)
+        plans = [graph_plan(spec, options) for spec in specs]
+        names = ("node_features", "edge_features")
+        return self.model_copy(update={name: max(getattr(plan, name) for plan in plans) for name in names})
 
 
 _OF_GRAPHS = ("layout", "types", "node_features", "edge_features")
