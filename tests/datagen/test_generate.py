@@ -316,7 +316,7 @@ def test_a_finished_zoo_is_not_made_again(tmp_path):
     content, when = first.output.read_bytes(), first.output.stat().st_mtime_ns
     again = make(tmp_path / "zoo.h5", changes={"shard": 5})
     assert (again.trained, again.networks_per_second) == (0, 0.0)
-    assert (again.digest, again.networks, again.median_psnr) == (first.digest, 8, first.median_psnr)
+    assert (again.digest, again.networks, again.median) == (first.digest, 8, first.median)
     assert (first.output.read_bytes(), first.output.stat().st_mtime_ns) == (content, when)
 
 
@@ -395,5 +395,5 @@ def test_progress_goes_to_standard_error(tmp_path, capsys):
 def test_reports_know_diverged_networks(tmp_path):
     report = make(tmp_path / "zoo.h5", changes={"protocol.learning_rate": 1e38, "network.activation": "relu"})
     assert report.diverged == 8
-    assert np.isnan(report.median_psnr)
+    assert np.isnan(report.median)
     assert np.isnan(Zoo.open(report.output)["inr"].metrics["psnr"]).all()

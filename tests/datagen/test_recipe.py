@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from weightspace.datagen import PROTOCOLS, Protocol, Recipe, load_recipe, recipe_names, recipe_text
+from weightspace.datagen import PROTOCOLS, Protocol, load_recipe, parse_recipe, recipe_names, recipe_text
 from weightspace.datagen._recipe import override_recipe
 from weightspace.datagen.sources import Digits
 from weightspace.errors import ConfigError, RecipeError
@@ -36,7 +36,12 @@ def test_built_in_recipes_are_valid_and_described(name):
     assert recipe.name == name
     assert recipe.description
     assert recipe_text(name).startswith(f"name: {name}\n")
-    assert recipe.protocol.preset in PROTOCOLS
+    assert recipe.kind in ("inr", "classifier")
+    if recipe.kind == "inr":
+        assert recipe.protocol.preset in PROTOCOLS
+    else:
+        assert recipe.count > 0
+        assert parse_recipe(recipe.resolved()).resolved() == recipe.resolved()
 
 
 def test_what_decides_nothing_is_not_recorded():
@@ -45,7 +50,7 @@ def test_what_decides_nothing_is_not_recorded():
     assert {"description", "paper", "shard"}.isdisjoint(resolved)
     assert resolved["source"] == {"kind": "digits", "size": 28}
     assert resolved["protocol"]["steps"] == 1000
-    assert Recipe.model_validate(resolved) == recipe.model_copy(update={"description": "", "paper": None})
+    assert parse_recipe(resolved) == recipe.model_copy(update={"description": "", "paper": None})
     other = load_recipe("digits-inr", {"shard": 7, "description": "x"})
     assert other.resolved() == resolved
 
@@ -53,7 +58,7 @@ def test_what_decides_nothing_is_not_recorded():
 MISTAKES = {
     "unknown key": (
         "typo: 1\n",
-        ", line 4: typo: unknown key; expected one of name, description, paper, source, network",
+        ", line 4: typo: unknown key; expected one of kind, name, description, paper, source, split",
     ),
     "nested unknown key": (
         "network:\n  hidden: [8]\n  width: 3\n",
@@ -155,7 +160,7 @@ def test_files_that_hold_no_recipe(content, message, tmp_path):
 def test_a_recipe_that_does_not_exist_lists_those_that_do(tmp_path):
     for name in ("cifar-inr", str(tmp_path / "gone.yaml"), str(tmp_path)):
         with pytest.raises(
-            RecipeError, match=r"is neither a file nor a built-in recipe \(digits-inr, "
+            RecipeError, match=r"is neither a file nor a built-in recipe \(.*digits-inr, "
         ) as caught:
             load_recipe(name)
         assert repr(name) in str(caught.value)
@@ -178,7 +183,7 @@ def test_overrides_of_a_recipe_in_memory_are_those_of_a_file(tmp_path):
     assert override_recipe(load_recipe(path), changes) == load_recipe(path, changes)
     siren = override_recipe(load_recipe(path), {"protocol.preset": "siren"})
     assert siren.protocol == Protocol.model_validate("siren")
-    with pytest.raises(RecipeError, match="recipe mine: viewz: unknown key; expected one of name,"):
+    with pytest.raises(RecipeError, match="recipe mine: viewz: unknown key; expected one of kind, name,"):
         override_recipe(load_recipe(path), {"viewz": 2})
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from sklearn import datasets
 
-from weightspace.datagen import Recipe
+from weightspace.datagen import parse_recipe
 from weightspace.datagen._distributions import Distribution
 from weightspace.datagen.sources import Sequences, Sines, Table
 from weightspace.errors import DataError
@@ -94,10 +94,10 @@ def test_frequencies_beyond_the_samples_are_refused():
 
 def test_a_recipe_with_sines_is_recorded_as_it_was_written():
     source = {"kind": "sines", "amplitude": {"uniform": [0.5, 1.0]}, "frequency": 3}
-    resolved = Recipe.model_validate({"name": "x", "source": source, "protocol": "dws"}).resolved()
+    resolved = parse_recipe({"name": "x", "source": source, "protocol": "dws"}).resolved()
     assert resolved["source"]["amplitude"] == {"uniform": [0.5, 1.0]}
     assert resolved["source"]["frequency"] == 3.0
-    assert Recipe.model_validate(resolved).resolved() == resolved
+    assert parse_recipe(resolved).resolved() == resolved
 
 
 # -- sequences ---------------------------------------------------------------------------------------------

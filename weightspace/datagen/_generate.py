@@ -2,53 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from weightspace.datagen._fit import fit_networks
-from weightspace.datagen._recipe import Recipe, load_recipe, override_recipe
-from weightspace.datagen.sources import Signals
+from weightspace.datagen._engines import ShardEngine, choose_engine
+from weightspace.datagen._recipe import Recipe, load_recipe, override_recipe, parse_recipe
+from weightspace.datagen._shards import Part, ShardFolder
+from weightspace.datagen._work import Shard, Work, zoo_bytes
 from weightspace.devices import choose_device
-from weightspace.errors import OutputError, RecipeError, WeightspaceError
-from weightspace.nets import MLP, architecture_of, coordinate_grid
-from weightspace.zoo import (
-    Population,
-    Source,
-    Zoo,
-    atomic_path,
-    canonical_json,
-    join_zoos,
-    spec_of,
-    split_items,
-    verify_digest,
-)
+from weightspace.errors import OutputError, WeightspaceError, ZooError
+from weightspace.zoo import Zoo, join_zoos
 
-POPULATION = "inr"
+_TRIES = 3  # a shard that is damaged again and again is a failing disk
+_NAMED = 8  # missing shards that a message names
 
 
 @dataclass(frozen=True)
 class GenerateReport:
-    """What was made; ``networks_per_second`` counts the networks that this call trained."""
+    """What was made.
+
+    Attributes:
+        output: the zoo.
+        joined: whether the zoo is complete; else its shards wait in ``<output>.parts``.
+        digest: of its content; None where it is not joined.
+        networks: in the zoo.
+        trained: by this call.
+        diverged: networks whose training ended in numbers that are not finite; None where it is not joined.
+        metric: by which the population is judged at a glance; None where it is not joined.
+        median: of that metric over the networks; NaN where it is not joined.
+        networks_per_second: of those that this call trained.
+        seconds: that this call took.
+        shards: of the zoo.
+        shards_done: by this call and others.
+    """
 
     output: Path
-    digest: str
+    joined: bool
+    digest: str | None
     networks: int
     trained: int
-    diverged: int
-    median_psnr: float
+    diverged: int | None
+    metric: str | None
+    median: float
     networks_per_second: float
     seconds: float
+    shards: int
+    shards_done: int
 
 
 def generate(
@@ -63,13 +71,16 @@ def generate(
     overrides: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    shards: str | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> GenerateReport:
     """Train a population and write it as one zoo; the same call resumes what was interrupted.
 
     Args:
         recipe: a built-in name, the path of a YAML file, or a ``Recipe``.
         output: the zoo to write; finished shards wait in ``<output>.parts`` until it is complete.
-        count: number of items to fit (the recipe's, else all).
+        count: number of items to fit, or of classifiers to train (the recipe's, else all).
         views: networks per item.
         seed: of everything random.
         data_root: folder with the source's files, for recipes that need some.
@@ -77,78 +88,221 @@ def generate(
         overrides: any field of the recipe by its dotted name.
         overwrite: replace an existing zoo, or shards of another recipe.
         progress: show a bar with networks per second and the time left, on standard error.
+        shards: make one part only, such as ``"3/16"``: every 16th shard, beginning with the third. They are left in
+            ``<output>.parts``, which several machines may share, for :func:`join_shards` or a call without ``shards``.
+        engine: ``"local"``: in this process; ``"ray"``: as tasks of a Ray cluster, from which the finished shards
+            come back to this process, so that the cluster needs no file system in common.
+        address: of the Ray cluster; by default the one of the environment variable ``RAY_ADDRESS``, else one that is
+            started on this machine for this call.
 
     Raises:
         RecipeError: unknown recipe or field, or a count beyond the data set.
+        ConfigError: an unknown engine or part, or an engine that is not installed or not reachable.
         DataError: source files are missing or damaged.
-        OutputError: the output exists and was made by another recipe, or cannot be written.
+        OutputError: the output exists and was made by another recipe, is being written by another process, has no
+            room where it should be, or cannot be written.
         DeviceError: ``"cuda"`` without CUDA.
     """
-    flags = {"count": count, "views": views, "seed": seed}
+    recipe = resolve_recipe(recipe, overrides, count=count, views=views, seed=seed)
+    part = Part.parse(shards) if shards is not None else None
+    # a driver without a GPU may use those of a cluster
+    device = choose_device(device) if engine == "local" or device == "auto" else device
+    with choose_engine(engine, address) as maker:
+        return Generation(recipe, Path(output), data_root, device, overwrite, part).run(progress, maker)
+
+
+def join_shards(
+    output: str | Path, *, data_root: str | Path | None = None, overwrite: bool = False
+) -> GenerateReport:
+    """Join the shards in ``<output>.parts``, of which all have to be there; ``generate`` does so as well.
+
+    Args:
+        output: the zoo to write.
+        data_root: folder with the source's files, for recipes that need some: the zoo stores the signals.
+        overwrite: replace an existing zoo.
+
+    Raises:
+        DataError: source files are missing or damaged.
+        OutputError: no shards, or not all of them, or they are being written, or the output exists.
+    """
+    output = Path(output)
+    plan = ShardFolder(output).plan()
+    try:
+        recipe = parse_recipe({**plan["recipe"], "shard": plan["shard"]})
+    except (KeyError, ValueError):  # pydantic's errors and those of recipes are such
+        raise OutputError(f"output: {output}.parts/recipe.json is damaged, or of another version") from None
+    return Generation(recipe, output, data_root, str(plan["device"]), overwrite).join()
+
+
+def resolve_recipe(
+    recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None, **flags: Any
+) -> Recipe:
+    """A recipe by name, path or value, with some fields changed; flags that are None change nothing.
+
+    Raises:
+        RecipeError: unknown recipe or field, or a value out of range.
+    """
     changes = {**(overrides or {}), **{key: value for key, value in flags.items() if value is not None}}
-    recipe = override_recipe(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
-    return _Generation(recipe, Path(output), data_root, choose_device(device), overwrite).run(progress)
+    return override_recipe(recipe, changes) if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
 
 
-class _Generation:
-    """One run: the plan (who is fitted to what), the shards, and the joining."""
+class Generation:
+    """One run: where it writes, which shards are missing, and joining them.
+
+    Args:
+        recipe: what to make.
+        output: the zoo.
+        data_root: folder with the source's files.
+        device: ``"cpu"`` or ``"cuda"``.
+        overwrite: replace what is there.
+        part: of the shards; None for all, which are then joined.
+
+    Raises:
+        OutputError: the output cannot be written, has no room, or was made by another recipe.
+        DataError: source files are missing or damaged.
+        RecipeError: the data do not fit the recipe.
+    """
 
     def __init__(
-        self, recipe: Recipe, output: Path, data_root: str | Path | None, device: str, overwrite: bool
+        self,
+        recipe: Recipe,
+        output: Path,
+        data_root: str | Path | None,
+        device: str,
+        overwrite: bool,
+        part: Part | None = None,
     ) -> None:
-        self.recipe, self.output, self.device, self.overwrite = recipe, output, device, overwrite
-        self.parts = output.with_name(output.name + ".parts")
+        self.recipe, self.output, self.overwrite, self.part = recipe, output, overwrite, part
+        self.folder = ShardFolder(output)
         self._check_place()
-        self.signals = recipe.source.load(Path(data_root) if data_root is not None else None)
-        _check_signals(recipe, self.signals)
-        self.items = _selected_items(recipe, self.signals)
+        signals = recipe.source.load(Path(data_root) if data_root is not None else None)
+        self.work: Work = recipe.work(signals, device)
+        self.shards = list(self.work.shards) if part is None else part.select(self.work.shards)
         self._check_output()
-        self.split = _split(recipe, self.signals, self.items)
-        grid, self.channels = self.signals.grid, self.signals.channels or 1
-        self.net = MLP(
-            (len(grid), *recipe.network.hidden, self.channels),
-            activation=recipe.network.activation,
-            w0=recipe.network.w0,
-            output_offset=recipe.protocol.output_offset,
-        )
-        self.spec = spec_of(self.net)
-        self.coordinates = coordinate_grid(grid).numpy()
-        self.bounds = recipe.protocol.initial_bounds(self.net)
 
-    @property
-    def networks(self) -> int:
-        return len(self.items) * self.recipe.views
+    def run(self, progress: bool, engine: ShardEngine) -> GenerateReport:
+        """Make what is missing, and join all unless only a part was asked for."""
+        start, trained = time.perf_counter(), 0
+        if not self._is_complete():
+            self.folder.check(self.work.plan, overwrite=self.overwrite)
+            self._check_room()
+            with self.folder.locked(self.part):
+                if not self._is_complete():  # who held the lock before us may have completed it
+                    self.folder.open(self.work.plan, overwrite=self.overwrite)
+                    trained = self._make_all(progress, engine)
+        if self.part is None:
+            self._clear()
+        return self._report(trained, time.perf_counter() - start)
 
-    def run(self, progress: bool) -> GenerateReport:
+    def join(self) -> GenerateReport:
+        """Join shards that are all there."""
         start = time.perf_counter()
-        if self._is_complete():
-            return self._report(0, time.perf_counter() - start)
-        self._open_parts()
-        shards = list(self._shards())
-        missing = [shard for shard in shards if not _is_sound(self._shard_path(shard[0]))]
-        trained = sum(stop - first for _, first, stop in missing)
+        if not self._is_complete():
+            with self.folder.locked():
+                self.folder.open(self.work.plan, overwrite=False)
+                self._check_missing(self._missing())
+                try:
+                    self._join()
+                except ZooError:
+                    self._check_missing(self._damaged())
+                    raise
+        self._clear()
+        return self._report(0, time.perf_counter() - start)
+
+    def _make_all(self, progress: bool, engine: ShardEngine) -> int:
+        """Returns the number of networks that were trained."""
+        if self.part is not None:
+            return self._make(self._missing(), progress, engine)
+        self.folder.tidy()
+        trained = 0
+        for left in reversed(range(_TRIES)):
+            trained += self._make(self._missing(), progress, engine)
+            try:
+                self._join()
+                break
+            except ZooError:
+                # checksums are verified while joining: one pass over the shards instead of two
+                damaged = self._damaged()
+                if not damaged or not left:
+                    raise
+                for shard in damaged:
+                    self.folder.discard(shard.number)
+        return trained
+
+    def _missing(self) -> list[Shard]:
+        return [shard for shard in self.shards if not self.folder.has(shard.number)]
+
+    def _damaged(self) -> list[Shard]:
+        return [shard for shard in self.shards if not self.folder.is_sound(shard.number)]
+
+    def _make(self, missing: Sequence[Shard], progress: bool, engine: ShardEngine) -> int:
+        """Train some shards; returns the number of networks."""
+        total = sum(shard.networks for shard in self.shards)
+        trained = sum(shard.networks for shard in missing)
+        done: dict[int, int | float] = {}
+        with self._bar(total, total - trained, progress) as bar:
+
+            def tell(number: int, networks: int | float) -> None:
+                done[number] = networks
+                bar.update(total - trained + int(sum(done.values())) - bar.n)
+
+            if missing:
+                engine.make(self.work, missing, self.folder, tell)
+        return trained
+
+    @contextmanager
+    def _bar(self, total: int, done: int, progress: bool) -> Iterator[tqdm]:
         with tqdm(
-            total=self.networks,
-            initial=self.networks - trained,
+            total=total,
+            initial=done,
             unit=" networks",
             desc=self.recipe.name,
             disable=not progress,
             file=sys.stderr,
         ) as bar:
-            for number, first, stop in missing:
-                population = self._fit(first, stop, bar)
-                Zoo({POPULATION: population}).save(self._shard_path(number), overwrite=True)
+            yield bar
+
+    def _join(self) -> None:
         join_zoos(
-            [self._shard_path(number) for number, _, _ in shards],
+            [self.folder.shard(shard.number) for shard in self.work.shards],
             self.output,
             recipe=self.recipe.resolved(),
-            sources={self.recipe.source.kind: self._source()},
+            sources=self.work.sources(),
             overwrite=self.overwrite,
         )
-        shutil.rmtree(self.parts)
-        return self._report(trained, time.perf_counter() - start)
 
-    # -- output and shards ---------------------------------------------------------------------------------
+    def _clear(self) -> None:
+        """Remove the shards of a zoo that is complete, also those that a killed process had no time to remove."""
+        if self.folder.path.exists():
+            with suppress(OutputError):  # of another recipe, or somebody looks at them
+                self.folder.check(self.work.plan, overwrite=False)
+                with self.folder.locked():
+                    self.folder.remove()
+
+    def _check_missing(self, missing: Sequence[Shard]) -> None:
+        if missing:
+            names = ", ".join(self.folder.shard(shard.number).name for shard in missing[:_NAMED])
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            raise OutputError(
+                f"join: {len(missing)} of {len(self.work.shards)} shards are missing or damaged in {self.folder.path} "
+                f"({names}{more}); `weightspace generate {self.recipe.name} -o {self.output}` with the options of the "
+                "others makes them"
+            )
+
+    def _check_room(self) -> None:
+        """Raise OutputError unless there is room for the shards that are missing, and for the zoo."""
+        outline = self.work.outline()
+        if not outline:
+            return
+        size = zoo_bytes(outline, self.recipe.dtype, self.work.sources())
+        share = sum(shard.networks for shard in self._missing()) / self.work.networks
+        needed = int(share * size) + (size if self.part is None else 0)
+        folder = self.output.parent
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise OutputError(
+                f"output: needs about {gigabytes(needed)} in {folder}, found {gigabytes(free)} free"
+            )
 
     def _check_place(self) -> None:
         if not self.output.parent.is_dir():
@@ -170,222 +324,43 @@ class _Generation:
             zoo = Zoo.open(self.output)
         except WeightspaceError:
             return False
-        return zoo.recipe == self.recipe.resolved() and self._same_data(zoo)
-
-    def _same_data(self, zoo: Zoo) -> bool:
-        """Whether the zoo's networks were fitted to the items that the source has now."""
-        stored, now = zoo.sources.get(self.recipe.source.kind), self._source()
-        population = zoo.populations.get(POPULATION)
-        return (
-            stored is not None
-            and population is not None
-            and np.array_equal(stored.index, now.index)
-            and np.array_equal(stored.items, now.items)
-            and set(population.labels) == set(self.signals.named_labels)
-            and all(
-                np.array_equal(population.labels[name], values[population.source])
-                for name, values in self.signals.named_labels.items()
-            )
-        )
-
-    def _open_parts(self) -> None:
-        """Make the folder of shards, or continue in one of the same recipe."""
-        plan = canonical_json(
-            {
-                "recipe": self.recipe.resolved(),
-                "shard": self.recipe.shard,
-                "device": self.device,
-                "data": self._data_digest(),
-            }
-        )
-        record = self.parts / "recipe.json"
-        if self.parts.exists() and not record.exists() and _holds_files(self.parts):
-            raise OutputError(
-                f"output: {self.parts} is no folder of shards (it has no recipe.json); move it away"
-            )
-        if record.exists() and record.read_bytes() != plan.encode():
-            if not self.overwrite:
-                raise OutputError(
-                    f"output: {self.parts} holds shards of another recipe ({_difference(record, plan)}); "
-                    "choose another name or pass --overwrite"
-                )
-            shutil.rmtree(self.parts)
-        for stale in self.output.parent.glob(f".{self.output.name}.*.tmp"):
-            stale.unlink()  # left by a process that was killed while it joined
-        try:
-            self.parts.mkdir(exist_ok=True)
-            with atomic_path(record, overwrite=True) as temporary:
-                temporary.write_text(plan)
-        except WeightspaceError:
-            raise
-        except OSError as error:
-            raise OutputError(f"output: {self.parts} cannot be written ({error.strerror})") from None
-
-    def _data_digest(self) -> str:
-        """SHA-256 of the source's items, labels and official split."""
-        digest, signals = hashlib.sha256(), self.signals
-        for array in (signals.items, signals.labels, signals.official, *signals.attributes.values()):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
-
-    def _shards(self) -> Iterator[tuple[int, int, int]]:
-        for number, first in enumerate(range(0, self.networks, self.recipe.shard)):
-            yield number, first, min(first + self.recipe.shard, self.networks)
-
-    def _shard_path(self, number: int) -> Path:
-        return self.parts / f"shard-{number:05d}.h5"
-
-    # -- the networks --------------------------------------------------------------------------------------
-
-    def _fit(self, first: int, stop: int, bar: tqdm) -> Population:
-        """Train networks ``first .. stop - 1``; the result depends on nothing else."""
-        index = np.arange(first, stop)
-        position, view = index // self.recipe.views, index % self.recipe.views
-        targets = self.signals.values(self.items[position]).reshape(len(index), -1, self.channels)
-        protocol = self.recipe.protocol
-        before = bar.n
-        result = fit_networks(
-            self.net,
-            self._initial(index, view),
-            self.coordinates,
-            targets,
-            learning_rate=protocol.learning_rate,
-            steps=protocol.steps,
-            target_psnr=protocol.target_psnr,
-            device=self.device,
-            slots=None if self.device == "cpu" else min(1024, self.recipe.shard),
-            progress=lambda done: bar.update(before + done - bar.n),
-        )
-        source = self.items[position]
-        return Population(
-            spec=self.spec,
-            weights=_stored(result.parameters, self.recipe.dtype),
-            network=np.arange(len(index), dtype=np.int64),
-            step=result.steps.astype(np.int64),
-            source=source.astype(np.int64),
-            view=view.astype(np.int64),
-            split=self.split[position],
-            metrics={"psnr": result.psnr.astype(np.float32)},
-            labels={name: values[source] for name, values in self.signals.named_labels.items()},
-            architecture=architecture_of(self.net),
-            protocol=self._protocol(),
-            dtype=self.recipe.dtype,
-        )
-
-    def _initial(self, index: np.ndarray, view: np.ndarray) -> np.ndarray:
-        """Initial parameters, keyed by seed and network (independent) or seed and view (shared)."""
-        keys = index if self.recipe.initialisation == "independent" else view
-        uniform = np.empty((len(index), len(self.bounds)), dtype=np.float32)
-        for row, key in enumerate(keys):
-            generator = np.random.Generator(np.random.Philox(key=[self.recipe.seed, int(key)]))
-            generator.random(out=uniform[row], dtype=np.float32)
-        return (2.0 * uniform - 1.0) * self.bounds
-
-    def _protocol(self) -> dict[str, Any]:
-        return {
-            **self.recipe.protocol.model_dump(mode="json"),
-            "initialisation": self.recipe.initialisation,
-            "activation": self.net.activation,
-            "w0": self.net.w0,
-            "w0_absorbed": False,
-            "optimizer": "adam",
-            "loss": "mean squared error on all samples",
-            "coordinates": "row, column in [-1, 1], ends included, row-major",
-        }
-
-    def _source(self) -> Source:
-        index = np.sort(self.items)
-        return Source(self.signals.items[index], index)
+        return zoo.recipe == self.recipe.resolved() and self.work.made(zoo)
 
     def _report(self, trained: int, seconds: float) -> GenerateReport:
-        zoo = Zoo.open(self.output)
-        psnr = zoo[POPULATION].metrics["psnr"]
+        joined = self._is_complete() if self.part is not None else True
+        zoo = Zoo.open(self.output) if joined else None
+        metric, median = self.work.headline(zoo) if zoo else (None, float("nan"))
+        shards = self.work.shards
         return GenerateReport(
             output=self.output,
-            digest=zoo.digest,
-            networks=zoo[POPULATION].networks,
+            joined=joined,
+            digest=zoo.digest if zoo else None,
+            networks=_networks(zoo) if zoo else self.work.networks,
             trained=trained,
-            diverged=int(np.isnan(psnr).sum()),
-            median_psnr=float(np.nanmedian(psnr)) if not np.isnan(psnr).all() else float("nan"),
+            diverged=_diverged(zoo) if zoo else None,
+            metric=metric,
+            median=median,
             networks_per_second=trained / seconds if trained else 0.0,
             seconds=seconds,
+            shards=len(shards),
+            shards_done=len(shards) if joined else sum(self.folder.has(shard.number) for shard in shards),
         )
 
 
-def _check_signals(recipe: Recipe, signals: Signals) -> None:
-    """An INR needs coordinates: no tokens, no rows of a table."""
-    if signals.vocabulary is not None or not signals.grid:
-        what = "rows of a table" if signals.vocabulary is None else "tokens"
-        raise RecipeError(
-            f"recipe {recipe.name}: source: expected signals on a grid, to which INRs are fitted; {recipe.source.kind!r} "
-            f"has {what}"
-        )
+def gigabytes(size: int) -> str:
+    """For people: ``"1.25 GB"``."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e7 else f"{size / 1e6:.3g} MB"
 
 
-def _selected_items(recipe: Recipe, signals: Signals) -> np.ndarray:
-    available = len(signals.items)
-    count = available if recipe.count is None else recipe.count
-    if count > available:
-        raise RecipeError(
-            f"recipe {recipe.name}: count: the data set has {available} items, found {count}; "
-            "raise views for more networks"
-        )
-    return np.random.default_rng([recipe.seed, available]).permutation(available)[:count]
+def _networks(zoo: Zoo) -> int:
+    return sum(population.networks for population in zoo.populations.values())
 
 
-def _split(recipe: Recipe, signals: Signals, items: np.ndarray) -> np.ndarray:
-    """Split of each selected item, uint8."""
-    config = recipe.split
-    if config.method == "random":
-        if config.val + config.test >= 1:
-            raise RecipeError(f"recipe {recipe.name}: split: val and test leave nothing to train on")
-        # another stream than the selection's, or the order of the items would be that of the splits
-        stream = int(np.random.SeedSequence([recipe.seed, 1]).generate_state(1)[0])
-        return split_items(items, (1 - config.val - config.test, config.val, config.test), stream)
-    if signals.official is None:
-        raise RecipeError(
-            f"recipe {recipe.name}: split.method: the source {recipe.source.kind!r} has no official split"
-        )
-    split = signals.official[items].copy()
-    training = split == 0
-    if training.any():
-        split[training] = split_items(items[training], (1 - config.val, config.val, 0.0), recipe.seed)
-    return split
-
-
-def _stored(parameters: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":
-        return torch.from_numpy(parameters).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    return parameters.astype(dtype)
-
-
-def _holds_files(folder: Path) -> bool:
-    """Whether there is anything but the temporary files that a killed process leaves."""
-    return not folder.is_dir() or any(entry.suffix != ".tmp" for entry in folder.iterdir())
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether a shard is there and its checksum holds."""
-    if not path.exists():
-        return False
-    try:
-        verify_digest(path)
-    except WeightspaceError:
-        return False
-    return True
-
-
-def _difference(record: Path, plan: str) -> str:
-    """The first field in which two plans differ, in words."""
-    try:
-        old, new = json.loads(record.read_bytes()), json.loads(plan)
-    except ValueError:
-        old = None
-    if not isinstance(old, dict) or set(old) != set(new) or not isinstance(old["recipe"], dict):
-        return "its recipe.json is damaged"
-    old, new = ({**plan.pop("recipe"), **plan} for plan in (old, new))
-    key = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
-    if key == "data":
-        return "the source's items differ"
-    return f"{key}: {canonical_json(old.get(key))} there, {canonical_json(new.get(key))} now"
+def _diverged(zoo: Zoo) -> int:
+    """Networks of which a row is flagged as diverged, or has a metric that is not a number."""
+    total = 0
+    for population in zoo.populations.values():
+        metrics = population.metrics
+        bad = metrics["diverged"] > 0 if "diverged" in metrics else np.isnan(metrics["psnr"])
+        total += len(np.unique(population.network[bad]))
+    return total

@@ -5,39 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
-from weightspace.datagen._protocol import Protocol
+from weightspace.configuration import Registry
 from weightspace.datagen.sources import SOURCES, SourceConfig
 from weightspace.errors import RecipeError
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+if TYPE_CHECKING:
+    from weightspace.datagen._work import Work
+    from weightspace.datagen.sources import Signals
 
-
-class NetworkConfig(BaseModel):
-    """Hidden layers of the networks; input and output sizes follow from the source."""
-
-    model_config = _STRICT
-
-    hidden: tuple[int, ...] = Field((32, 32), min_length=1, description="units per hidden layer")
-    activation: Literal["sine", "relu", "tanh", "gaussian"] = Field("sine", description="of hidden layers")
-    w0: float = Field(30.0, gt=0, description="frequency factor of sine and Gaussian layers")
-
-    @field_validator("hidden")
-    @classmethod
-    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1:
-            raise ValueError(f"layer sizes must be at least 1, found {min(value)}")
-        return value
+STRICT = ConfigDict(extra="forbid", frozen=True)
+DEFAULT_KIND = "inr"
 
 
 class SplitConfig(BaseModel):
-    """How source items are divided; all networks of one item are in the same split."""
+    """How items are divided: a share for validation, one for tests, the rest to learn from."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     method: Literal["random", "official"] = Field(
         "random", description="official keeps the data set's own test items as the test split"
@@ -46,46 +34,92 @@ class SplitConfig(BaseModel):
     test: float = Field(0.2, ge=0, lt=1, description="share of the items (random only)")
 
 
-class Recipe(BaseModel):
-    """A population of INRs: which signals, which networks, which protocol, how many.
+def of_kind(registry: Registry[Any], value: Any) -> Any:
+    """The configuration that ``{kind: NAME, ...}`` stands for; what is no mapping is left to pydantic.
 
-    The dump of this model (without the name and the description) is what the zoo file records.
+    Raises:
+        ValueError: no such kind.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    fields = dict(value)
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in registry:
+        raise ValueError(f"kind: expected one of {', '.join(registry)}, found {kind!r}")
+    return registry[kind].model_validate(fields)
+
+
+class Recipe(BaseModel):
+    """What all recipes have in common; ``kind: NAME`` in the file says which networks it makes, INRs by default.
+
+    :meth:`resolved` is what the zoo file records.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, Registry[Any]]] = {"source": SOURCES}  # fields that are {kind: NAME, ...}
+    lists: ClassVar[dict[str, Registry[Any]]] = {}  # fields that are lists of such
 
     name: str = Field(..., description="of the recipe")
     description: str = Field("", description="one line for `weightspace recipes`")
     paper: str | None = Field(None, description="where this population was published")
-    source: SerializeAsAny[SourceConfig] = Field(..., description="the signals: {kind: digits | idx, ...}")
-    network: NetworkConfig = Field(default_factory=NetworkConfig, description="the networks")
-    protocol: Protocol = Field(..., description="a preset's name, or {preset: ..., field: ...}")
-    initialisation: Literal["independent", "shared"] = Field(
-        "independent", description="shared: all networks of one view start from the same parameters"
+    source: SerializeAsAny[SourceConfig] = Field(..., description="the data: {kind: digits | idx, ...}")
+    split: SplitConfig = Field(
+        default_factory=SplitConfig, description="of the networks in train, val and test"
     )
-    count: int | None = Field(None, ge=1, description="items to fit; null for the whole data set")
-    views: int = Field(1, ge=1, description="networks fitted to each item")
-    split: SplitConfig = Field(default_factory=SplitConfig, description="train, val and test")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of stored weights")
     shard: int = Field(256, ge=1, description="networks per shard, the unit of resuming")
-    seed: int = Field(0, ge=0, lt=2**63, description="of selection, split and initialisation")
+    seed: int = Field(0, ge=0, lt=2**63, description="of everything random")
 
     @field_validator("source", mode="before")
     @classmethod
     def _source(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        fields = dict(value)
-        kind = fields.pop("kind", None)
-        if not isinstance(kind, str) or kind not in SOURCES:
-            raise ValueError(f"kind: expected one of {', '.join(SOURCES)}, found {kind!r}")
-        return SOURCES[kind].model_validate(fields)
+        return of_kind(SOURCES, value)
+
+    def work(self, signals: Signals, device: str) -> Work:
+        """What this recipe makes from its data.
+
+        Raises:
+            RecipeError: the data do not fit the recipe.
+        """
+        raise AssertionError(f"{type(self).__name__} makes nothing")
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in a file."""
+        document = self.model_dump(mode="json")
+        for field in self.kinds:
+            document[field] = {"kind": getattr(self, field).kind, **document[field]}
+        return document if self.kind == DEFAULT_KIND else {"kind": self.kind, **document}
 
     def resolved(self) -> dict[str, Any]:
         """All that decides the content of the zoo, as JSON; `shard` is left out, as it decides nothing."""
-        document = self.model_dump(mode="json", exclude={"description", "paper", "shard"})
-        document["source"] = {"kind": self.source.kind, **document["source"]}
-        return document
+        left_out = ("description", "paper", "shard")
+        return {field: value for field, value in self.document().items() if field not in left_out}
+
+
+RECIPES: Registry[type[Recipe]] = Registry("recipe", "kind")
+"""Kinds of recipes; ``@RECIPES.register("kind")`` adds one."""
+
+
+def parse_recipe(document: Mapping[str, Any]) -> Recipe:
+    """The recipe that a mapping of fields describes, of the kind that stands under ``kind``.
+
+    Raises:
+        ValidationError: an unknown key or a value out of range (pydantic's).
+        RecipeError: an unknown kind of recipe.
+    """
+    return _model_of(document).model_validate(_fields_of(document))
+
+
+def _model_of(document: Mapping[str, Any]) -> type[Recipe]:
+    kind = document.get("kind", DEFAULT_KIND)
+    if not isinstance(kind, str) or kind not in RECIPES:
+        raise RecipeError(f"kind: expected one of {', '.join(RECIPES)}, found {kind!r}")
+    return RECIPES[kind]
+
+
+def _fields_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in document.items() if field != "kind"}
 
 
 def recipe_names() -> list[str]:
@@ -136,8 +170,7 @@ def override_recipe(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: an unknown key or a value out of range.
     """
-    document = recipe.model_dump()
-    document["source"] = {"kind": recipe.source.kind, **document["source"]}
+    document = recipe.document()
     if "protocol.preset" in overrides:  # another preset brings its own fields
         document["protocol"] = {}
     return _overridden(document, overrides, f"recipe {recipe.name}", None)
@@ -149,7 +182,10 @@ def _overridden(
     for key, value in overrides.items():
         _set(document, key, value, place)
     try:
-        return Recipe.model_validate(document)
+        return parse_recipe(document)
+    except RecipeError as error:
+        line = _line_of(root, ["kind"])
+        raise RecipeError(f"{place}{f', line {line}' if line else ''}: {error}") from None
     except ValidationError as error:
         raise RecipeError(f"{place}{_first_problem(error, document, root, overrides)}") from None
 
@@ -187,10 +223,12 @@ def _first_problem(
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location) or "recipe"
-    line = None if field in overrides else _line_of(root, location)
+    model = _model_of(document)
+    overridden = any(f"{field}.".startswith(f"{key}.") for key in overrides)
+    line = None if overridden else _line_of(root, location)
     where = f", line {line}" if line else ""
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {field}: unknown key; expected one of {', '.join(_known_keys(location[:-1], document))}"
+        return f"{where}: {field}: unknown key; expected one of {', '.join(_known_keys(model, location[:-1], document))}"
     if problem["type"] == "missing":
         return f": {field}: this field is required"
     message = problem["msg"].removeprefix("Value error, ")
@@ -201,15 +239,21 @@ def _first_problem(
     return f"{where}: {field}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _known_keys(parents: Sequence[str], document: Mapping[str, Any]) -> list[str]:
-    model: Any = Recipe
-    if parents and parents[0] == "source":  # its fields depend on its kind, which was found to be known
-        return ["kind", *SOURCES[document["source"]["kind"]].model_fields]
+def _known_keys(model: Any, parents: Sequence[str], document: Mapping[str, Any]) -> list[str]:
+    if parents and parents[0] in model.kinds:  # its fields depend on its kind, which was found to be known
+        return ["kind", *model.kinds[parents[0]][document[parents[0]]["kind"]].model_fields]
+    if len(parents) > 1 and parents[0] in model.lists:
+        return ["kind", *model.lists[parents[0]][document[parents[0]][int(parents[1])]["kind"]].model_fields]
+    if not parents:
+        return ["kind", *model.model_fields]
     for parent in parents:
         field = getattr(model, "model_fields", {}).get(parent)
         if field is None:
             break
-        model = field.annotation
+        # of `TrainingConfig | None`, the first
+        model = next(
+            (part for part in get_args(field.annotation) if hasattr(part, "model_fields")), field.annotation
+        )
     return list(getattr(model, "model_fields", {}))
 
 

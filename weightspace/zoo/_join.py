@@ -29,6 +29,7 @@ from weightspace.zoo._files import (
 from weightspace.zoo._zoo import Population, Source, Zoo
 
 BLOCK = 2**21  # bytes that are read, digested and written at once: they stay in the cache
+FLUSH = 64  # blocks after which the disk is told to write: it would idle while we digest, and then hold us up
 BUFFERS = 4  # two are being read ahead while two are digested and written
 
 
@@ -120,9 +121,10 @@ def join_finished(paths: Sequence[Path], output: Path, *, overwrite: bool = Fals
 def _check_distinct(paths: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for path in paths:
-        other = seen.setdefault(stored_digest(path), path)
-        if other is not path:
-            raise ZooError(f"join: {path} holds the same networks as {other}")
+        digest = stored_digest(path)
+        if digest in seen:
+            raise ZooError(f"join: {path} holds the same networks as {seen[digest]}")
+        seen[digest] = path
 
 
 def _joined_sources(paths: Sequence[Path], zoos: Sequence[Zoo]) -> dict[str, Source]:
@@ -278,7 +280,8 @@ def _blocks(name: str, members: Sequence[_Member], target: int) -> Iterator[_Blo
 class _Copier:
     """Copies weights past the HDF5 library, which keeps the interpreter to itself.
 
-    One thread reads ahead, one writes, one digests what each file holds; the caller's digests the whole.
+    One thread reads ahead, one writes, one digests what each file holds, one waits for the disk; the caller's digests
+    the whole.
 
     Args:
         file: the output.
@@ -288,7 +291,8 @@ class _Copier:
         self.file = file
         self.buffers = [memoryview(bytearray(BLOCK)) for _ in range(BUFFERS)]
         self.busy: list[list[Future[None]]] = [[] for _ in range(BUFFERS)]
-        self.threads = [ThreadPoolExecutor(1, thread_name_prefix="weightspace-join") for _ in range(3)]
+        self.flushes: list[Future[None]] = []
+        self.threads = [ThreadPoolExecutor(1, thread_name_prefix="weightspace-join") for _ in range(4)]
 
     def __enter__(self) -> _Copier:
         self.descriptor = os.open(self.file.filename, os.O_WRONLY)
@@ -319,10 +323,15 @@ class _Copier:
             ahead.append((block, slot, self.threads[0].submit(block.read, self.buffers[slot])))
             if len(ahead) == BUFFERS // 2:
                 self._pass_on(*ahead.popleft(), digest)
+            if number % FLUSH == FLUSH - 1:
+                self.flushes.append(self.threads[3].submit(os.fsync, self.descriptor))
         while ahead:
             self._pass_on(*ahead.popleft(), digest)
         for slot in range(BUFFERS):
             self._wait(slot)
+        for flush in self.flushes:
+            flush.result()  # the system tells of a disk's error once
+        self.flushes.clear()
 
     def _pass_on(self, block: _Block, slot: int, read: Future[None], digest: ContentDigest) -> None:
         read.result()
