@@ -58,7 +58,7 @@ def generate(protocol: str, recipe: Sequence[str], folder: Path) -> dict[str, An
         "networks_per_second": report["networks"] / seconds,
         "networks": report["networks"],
         "median_steps": float(steps[len(steps) // 2]),
-        "median_psnr": report["median_psnr"],
+        "median_psnr": report["median"],
         "megabytes": output.stat().st_size / 1e6,
         "digest": report["digest"],
     }

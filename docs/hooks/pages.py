@@ -65,15 +65,15 @@ def recipes() -> str:
 
 
 def recipe_fields() -> str:
-    from weightspace.datagen import Recipe
+    from weightspace.datagen import INRRecipe
 
-    return _fields(Recipe)
+    return _fields(INRRecipe)
 
 
 def network_fields() -> str:
-    from weightspace.datagen import Recipe
+    from weightspace.datagen import INRRecipe
 
-    return _fields(Recipe.model_fields["network"].annotation, "network.")
+    return _fields(INRRecipe.model_fields["network"].annotation, "network.")
 
 
 def protocol_fields() -> str:
@@ -83,9 +83,9 @@ def protocol_fields() -> str:
 
 
 def split_fields() -> str:
-    from weightspace.datagen import Recipe
+    from weightspace.datagen import INRRecipe
 
-    return _fields(Recipe.model_fields["split"].annotation, "split.")
+    return _fields(INRRecipe.model_fields["split"].annotation, "split.")
 
 
 def protocols() -> str:
@@ -107,6 +107,47 @@ def sources() -> str:
         for kind, cls in SOURCES.items()
     ]
     return _table(("kind", "what it reads", "its fields"), parts)
+
+
+def families() -> str:
+    from weightspace.datagen import FAMILIES
+
+    parts = [f"`{kind}`: {_summary(cls)}\n\n{_fields(cls)}" for kind, cls in FAMILIES.items()]
+    return "\n\n".join(parts)
+
+
+def copies() -> str:
+    from weightspace.datagen import COPIES
+
+    parts = [
+        (f"`{kind}`", _summary(cls), ", ".join(f"`{f}`" for f in cls.model_fields))
+        for kind, cls in COPIES.items()
+    ]
+    return _table(("kind", "what is done", "its fields"), parts)
+
+
+def classifier_fields() -> str:
+    from weightspace.datagen import ClassifierRecipe
+
+    return _fields(ClassifierRecipe)
+
+
+def data_fields() -> str:
+    from weightspace.datagen import ClassifierRecipe
+
+    return _fields(ClassifierRecipe.model_fields["data"].annotation, "data.")
+
+
+def hyperparameter_fields() -> str:
+    from weightspace.datagen import TrainingConfig
+
+    return _fields(TrainingConfig, "training.")
+
+
+def cards() -> str:
+    """The table that ``benchmarks/recipe_cards.py`` wrote, and how it was measured."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "recipe_cards.md"
+    return results.read_text(encoding="utf-8").partition("\n\n")[2]
 
 
 def models() -> str:
@@ -190,8 +231,14 @@ def _cell(value: Any) -> str:
 
 GENERATORS: dict[str, Callable[[], str]] = {
     "augmentations": augmentations,
+    "cards": cards,
+    "classifier-fields": classifier_fields,
     "commands": commands,
+    "copies": copies,
+    "data-fields": data_fields,
+    "families": families,
     "file-format": file_format,
+    "hyperparameter-fields": hyperparameter_fields,
     "model-options": model_options,
     "models": models,
     "network-fields": network_fields,

@@ -9,7 +9,15 @@ from weightspace.models import MODELS
 
 @pytest.mark.parametrize(
     "name",
-    ["batch_loading", "group_action", "metanetwork_scaling", "metanetwork_speed", "mnist_zoo", "tracing"],
+    [
+        "batch_loading",
+        "group_action",
+        "joining",
+        "metanetwork_scaling",
+        "metanetwork_speed",
+        "mnist_zoo",
+        "tracing",
+    ],
 )
 def test_a_toy_run_writes_a_table_and_json(name, load_program, tmp_path, capsys):
     assert load_program(name).main(["--toy", "-o", str(tmp_path)]) == 0
@@ -21,6 +29,20 @@ def test_a_toy_run_writes_a_table_and_json(name, load_program, tmp_path, capsys)
     numbers = [value for row in report["rows"] for value in row.values() if isinstance(value, float)]
     assert numbers
     assert min(numbers) > 0
+
+
+def test_every_fault_ends_with_the_same_digest(load_program, tmp_path, capsys):
+    program = load_program("faults")
+    assert program.main(["--toy", "-o", str(tmp_path)]) == 0
+    table = (tmp_path / "faults.md").read_text()
+    assert capsys.readouterr().out == table
+    report = json.loads((tmp_path / "faults.json").read_text())
+    assert len(report["rows"]) >= 3
+    assert all(row["is_equal"] and row["times"] >= 1 for row in report["rows"])
+    assert report["rows"][0]["times"] == 2
+    log = (tmp_path / "faults.log").read_text()
+    assert log.count("left behind []") == len(report["rows"])
+    assert report["setting"]["digest"] in log
 
 
 def trained_at_toy_size(program, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from weightspace.cli import run
+from weightspace.datagen import recipe_names
 from weightspace.nets import MLP, build, coordinate_grid
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import Zoo, load_network, verify_digest
@@ -82,7 +83,7 @@ def test_wrong_usage_exits_with_2(call, arguments):
 
 
 def test_recipes_are_listed_and_printed(call, document):
-    assert set(document("recipes")) == {"digits-inr", "fashion-mnist-inr", "mnist-inr"}
+    assert set(document("recipes")) == set(recipe_names()) >= {"digits-inr", "fashion-cnn-zoo"}
     assert document("recipes", "digits-inr")["source"] == {"kind": "digits", "size": 28}
     code, out, _ = call("recipes", "digits-inr")
     assert code == 0
@@ -321,7 +322,8 @@ def test_state_dicts_need_an_architecture(document, refuse, zoo, tmp_path, comma
     arguments = [command, tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "out.safetensors"]
     assert "no architecture is stored beside the weights; pass --architecture" in refuse(*arguments)
     assert "expected JSON or a file that holds it" in refuse(*arguments, "--architecture", "mlp")
-    assert "kind mlp, found 'cnn'" in refuse(*arguments, "--architecture", '{"kind": "cnn"}')
+    assert "rnn, found 'tree'" in refuse(*arguments, "--architecture", '{"kind": "tree"}')
+    assert "arguments: {...}}, found" in refuse(*arguments, "--architecture", '{"kind": "cnn"}')
     assert "does not fit its architecture" in refuse(
         *arguments, "--architecture", WIDE.replace("8, 8", "8, 7")
     )

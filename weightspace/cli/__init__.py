@@ -16,9 +16,12 @@ from weightspace.errors import WeightspaceError
 USER_ERROR, INTERRUPTED = 2, 130
 _COMMANDS = (
     "recipes",
+    "plan",
     "generate",
+    "join",
     "info",
     "show",
+    "report",
     "train",
     "evaluate",
     "predict",

@@ -59,7 +59,9 @@ def build(architecture: Mapping[str, Any]) -> Network:
     if not isinstance(kind, str) or kind not in NETWORKS:
         raise ConfigError(f"architecture: expected kind {' or '.join(NETWORKS)}, found {kind!r}")
     if not isinstance(architecture.get("arguments"), Mapping):
-        raise ConfigError(f"architecture: expected {{kind: {kind}, arguments: {{...}}}}, found {dict(architecture)!r}")
+        raise ConfigError(
+            f"architecture: expected {{kind: {kind}, arguments: {{...}}}}, found {dict(architecture)!r}"
+        )
     try:
         return NETWORKS[kind](**architecture["arguments"])
     except (TypeError, ValueError) as error:
