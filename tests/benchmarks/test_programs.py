@@ -16,6 +16,7 @@ from weightspace.models import MODELS
         "metanetwork_scaling",
         "metanetwork_speed",
         "mnist_zoo",
+        "population_training",
         "tracing",
     ],
 )
@@ -70,3 +71,26 @@ def test_editing_trains_every_row(load_program, tmp_path):
     ]
     assert all(0 < row["error"] < 100 and 0 < row["before"] < 100 for row in report["rows"])
     assert (tmp_path / "editing_dilate_dws.png").stat().st_size > 5000
+
+
+def test_cards_hold_the_quantiles_of_what_was_made(load_program, tmp_path):
+    assert load_program("recipe_cards").main(["--toy", "-o", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "recipe_cards.json").read_text())["rows"]
+    assert (row["recipe"], row["networks"], row["whole"]) == ("digits-mlp", 2, 1000)
+    assert 0 <= row["q0"] <= row["q50"] <= row["q100"] <= 1
+    assert row["hours"] == pytest.approx(1000 / row["per_second"] / 3600)
+
+
+def test_accuracy_is_predicted_within_and_across_architectures(load_program, tmp_path):
+    trained_at_toy_size(load_program("accuracy_prediction"), tmp_path)
+    rows = json.loads((tmp_path / "accuracy_prediction.json").read_text())["rows"]
+    told = [(row["title"], row["trained"], row["tested"]) for row in rows]
+    assert told == [
+        ("statistics + trees", "cnn-000", "cnn-000"),
+        ("64 probes", "cnn-000", "cnn-000"),
+        ("64 probes", "cnn-000", "cnn-001"),
+        ("64 probes", "all", "all"),
+    ]
+    assert all(row["tau_low"] <= row["tau"] <= row["tau_high"] for row in rows)
+    # trees of so few networks answer with one number, which has no ranks
+    assert all(-1 <= row["tau_low"] <= row["tau"] <= row["tau_high"] <= 1 for row in rows[1:])

@@ -22,7 +22,7 @@ from pydantic import (
 from weightspace.configuration import Registry
 from weightspace.datagen._recipe import RECIPES, Recipe, of_kind
 from weightspace.datagen._shards import ShardState
-from weightspace.datagen._work import Progress, Shard, Work, cut, data_digest, divide
+from weightspace.datagen._work import Outline, Progress, Shard, Work, cut, data_digest, divide
 from weightspace.datagen.classifiers._copies import COPIES, Copy
 from weightspace.datagen.classifiers._data import DataConfig, classifier_data
 from weightspace.datagen.classifiers._engines import Engine, choose_engine
@@ -193,6 +193,22 @@ class ClassifierWork(Work):
             if name in trained  # neither copies nor the base
         ]
         return "test_accuracy", float(np.median(np.concatenate(last)))
+
+    def outline(self) -> Sequence[Outline]:
+        """The base, and for each architecture its networks and their copies."""
+        rows, found = len({*self.recipe.checkpoints} - {self.recipe.training.epochs.low}) + 1, []
+        sizes = np.bincount(self.of_network, minlength=len(self.architectures))
+        for number, (architecture, networks) in enumerate(
+            zip(self.architectures, sizes.tolist(), strict=True)
+        ):
+            parameters = sum(tensor.numel() for tensor in build(architecture).state_dict().values())
+            if number == 0 and self.recipe.base is not None:
+                found.append(Outline(BASE, 1, 1, parameters))
+            name = self.name_of(number)
+            found.append(Outline(name, networks, networks * rows, parameters))
+            for copy in self.recipe.copies:
+                found.append(Outline(f"{name}-{copy.kind}", networks, networks, parameters))
+        return found
 
     def probe(self, seconds: float) -> float:
         """Networks per second, from the time of some steps and of a checkpoint of one shard's networks."""
