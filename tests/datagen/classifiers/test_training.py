@@ -340,7 +340,8 @@ def test_every_epoch_has_an_order_of_its_own_of_all_items(population):
         batches = []
         for step in range(5):
             training.step = 5 * epoch + step
-            batches.append(training._batch(0))
+            training._draw_orders()
+            batches.append(training._batch(np.array([0]))[0])
         orders.append(np.concatenate(batches))
         assert sorted(orders[-1]) == list(range(40))
     assert not np.array_equal(orders[0], orders[1])

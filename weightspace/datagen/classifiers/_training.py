@@ -164,7 +164,9 @@ class PopulationTraining:
             torch.zeros_like(self.weights),
             torch.zeros_like(self.weights),
         )
-        self._orders: dict[int, np.ndarray] = {}
+        # of each network's items in its present epoch; -1: not drawn yet
+        self._orders = np.empty((len(initial), int(self.schedule.items.max())), np.int32)
+        self._ordered = np.full(len(initial), -1)
 
     def measured(self, epochs: np.ndarray) -> Trajectories:
         """One checkpoint of each network as it begins, untrained, under the given (networks,) epochs."""
@@ -179,11 +181,12 @@ class PopulationTraining:
         self._record(everyone, np.zeros(networks, np.int64), diverged=False)
         checkpoint = time.perf_counter() - start
         self._advance()
-        first, start = self.step, time.perf_counter()
-        while time.perf_counter() - start < seconds and len(self.alive) == networks:
+        start = time.perf_counter()
+        trained = 0  # steps of single networks: some may diverge meanwhile
+        while (time.perf_counter() - start < seconds or not trained) and len(self.alive):
+            trained += len(self.alive)
             self._advance()
-        steps = max(self.step - first, 1)
-        return (time.perf_counter() - start) / steps / networks, checkpoint / networks
+        return (time.perf_counter() - start) / max(trained, 1), checkpoint / networks
 
     def run(self, state: ShardState, progress: Progress) -> Trajectories:
         """Train all networks to their ends.
@@ -209,12 +212,10 @@ class PopulationTraining:
 
     def _advance(self) -> None:
         """One step of every network that is alive; those that would leave the finite numbers end here."""
-        rows = {int(network): self._batch(int(network)) for network in self.alive}
+        self._draw_orders()
         batches = self.schedule.batch[self.alive]
         sets = [np.flatnonzero(batches == size) for size in np.unique(batches)]  # of one batch size each
-        found = [
-            self._gradients(at, np.stack([rows[int(network)] for network in self.alive[at]])) for at in sets
-        ]
+        found = [self._gradients(at, self._batch(self.alive[at])) for at in sets]
         step = found[0] if len(found) == 1 else _reunited(found, sets)
         moved, good = self.optimizer.step(
             step.weights, step.gradients, self._learning_rate(), np.full(len(self.alive), self.step + 1.0)
@@ -241,15 +242,22 @@ class PopulationTraining:
         rows, labels = (of[networks[:, None], places] for of in (self.rows, self.labels))
         return self.engine.gradients(weights, rows, labels, keys, rates)
 
-    def _batch(self, network: int) -> np.ndarray:
-        """Places, among the training items, of a network's batch at this step."""
-        epoch, position = divmod(self.step, int(self.schedule.per_epoch[network]))
-        if position == 0 or network not in self._orders:
+    def _draw_orders(self) -> None:
+        """The orders of networks that are in another epoch than that of the order they have."""
+        epochs = self.step // self.schedule.per_epoch[self.alive]
+        late = np.flatnonzero(self._ordered[self.alive] != epochs)
+        for network, epoch in zip(self.alive[late], epochs[late], strict=True):  # once an epoch
             key = 0 if self.shared_order else 1 + int(self.hyperparameters["seed"][network])
-            random = np.random.default_rng([self.seed, 5, key, epoch])
-            self._orders[network] = random.permutation(int(self.schedule.items[network]))
-        size = int(self.schedule.batch[network])
-        return self._orders[network][position * size : (position + 1) * size]
+            items = int(self.schedule.items[network])
+            random = np.random.default_rng([self.seed, 5, key, int(epoch)])
+            self._orders[network, :items] = random.permutation(items)
+            self._ordered[network] = epoch
+
+    def _batch(self, networks: np.ndarray) -> np.ndarray:
+        """(networks, batch) places, among the training items, of this step's batches, which are equally large."""
+        size = int(self.schedule.batch[networks[0]])
+        position = self.step % self.schedule.per_epoch[networks]
+        return self._orders[networks[:, None], position[:, None] * size + np.arange(size)]
 
     def _learning_rate(self) -> np.ndarray:
         rate = self.hyperparameters["learning_rate"][self.alive]
@@ -290,8 +298,6 @@ class PopulationTraining:
         if stays.all():
             return
         rows = np.flatnonzero(stays)
-        for network in self.alive[~stays]:
-            self._orders.pop(int(network), None)
         self.alive, self.optimizer = self.alive[rows], self.optimizer.take(rows)
         self.weights = self.weights[torch.from_numpy(rows).to(self.weights.device)]
 
