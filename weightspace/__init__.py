@@ -13,7 +13,16 @@ from weightspace.zoo import Zoo
 if TYPE_CHECKING:
     from weightspace import align, datagen, datasets, merge, models, nets, tasks
     from weightspace.datagen import generate
-    from weightspace.datasets import Compose, GaussianNoise, Normalisation, Permutation, SignFlip, ZooDataset
+    from weightspace.datasets import (
+        Batch,
+        Compose,
+        GaussianNoise,
+        MixUp,
+        Normalisation,
+        Permutation,
+        SignFlip,
+        ZooDataset,
+    )
     from weightspace.models import from_graph, to_graph
 
 __version__ = "0.1.0"
@@ -21,8 +30,10 @@ __version__ = "0.1.0"
 # Loaded when first used: rooms that need numba, Lightning or scikit-learn do not slow down those that do not.
 _ROOMS = ("align", "datagen", "datasets", "merge", "models", "nets", "tasks")
 _NAMES = {
+    "Batch": "datasets",
     "Compose": "datasets",
     "GaussianNoise": "datasets",
+    "MixUp": "datasets",
     "Normalisation": "datasets",
     "Permutation": "datasets",
     "SignFlip": "datasets",
@@ -33,8 +44,10 @@ _NAMES = {
 }
 
 __all__ = [
+    "Batch",
     "Compose",
     "GaussianNoise",
+    "MixUp",
     "Normalisation",
     "Permutation",
     "SignFlip",

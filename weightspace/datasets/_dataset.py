@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,27 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map  # PyTorch's documented hook for collating
 
-from weightspace.datasets._augment import Augmentation
+from weightspace.datasets._coordinates import signal_of
+from weightspace.datasets._siblings import Siblings
+from weightspace.datasets.augment import Augmentation, Batch, Draws, Signal
 from weightspace.errors import ConfigError, TaskError
 from weightspace.spec import Weights, WeightSpec
 from weightspace.zoo import SPLITS, Population, Zoo, rows_where, split_items
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _Whole:
     """A batch that is whole already: collating it means unwrapping it."""
 
     weights: Weights
     targets: Tensor
 
 
-def _unwrap(batch: Sequence[_Batch], **_: Any) -> tuple[Weights, Tensor]:
+def _unwrap(batch: Sequence[_Whole], **_: Any) -> tuple[Weights, Tensor]:
     return batch[0].weights, batch[0].targets
 
 
-default_collate_fn_map[_Batch] = _unwrap
+default_collate_fn_map[_Whole] = _unwrap
 
 
 ALL = "all"
@@ -51,8 +54,9 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         target: name of a label or hyperparameter (per network) or of a metric (per row); with None the targets are
             the numbers of the rows.
         population: which one, for zoos with several.
-        augment: applied to each batch that is read.
-        seed: of the augmentation, together with ``epoch`` and the rows of a batch.
+        augment: applied to each batch that is read; see :mod:`weightspace.datasets.augment`.
+        seed: of the augmentation: the random numbers of a network depend on it, on ``epoch`` and on its row, not on
+            what else is in the batch.
         fractions: draw the splits anew: share of the source items in train, val and test. The zoo's own
             splits are used by default. Either way all networks of one item share a split.
         split_seed: of splits that are drawn anew.
@@ -71,6 +75,9 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         rows: (len,) int64 numbers of rows in the population; (len, checkpoints) for sequences.
         lengths: (len,) int64, rows that the members have of their own: all 1 without sequences.
         targets: (len, ...) what is to be predicted, by default the target by name; a task may put others there.
+        classes: number of classes where targets are class numbers, for augmentations that mix or smooth them.
+        copies: how often each network is in a batch, augmented anew each time: a batch of 64 networks becomes one of
+            ``64 copies``, all of the first copies before all of the second.
         skipped: number of rows left out because they are bad.
         epoch: set it before each pass to draw new augmentations and another order (workers that are kept
             alive between passes do not see the change).
@@ -108,8 +115,8 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         self.zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
         self.population = choose_population(self.zoo, population)
         self.spec: WeightSpec = self.population.spec
-        self.split, self.target, self.augment, self.seed = split, target, augment, seed
-        self.epoch = 0
+        self.split, self.target, self.seed = split, target, seed
+        self.epoch, self.copies = 0, 1
         self.where, self.sequences = where, sequences
         self.rows = _rows(self.population, split, fractions, split_seed, where)
         self.targets = _targets(self.population, target, self.rows)
@@ -122,6 +129,23 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         if sequences:
             self._gather_trajectories()
         self._resident: Tensor | None = None
+        self.classes = _classes(self.population, target)
+        self.augment = augment
+
+    @property
+    def augment(self) -> Augmentation | None:
+        """Applied to each batch that is read.
+
+        Raises:
+            ConfigError: when it is set, and does not suit the weight space or the targets.
+        """
+        return self._augment
+
+    @augment.setter
+    def augment(self, value: Augmentation | None) -> None:
+        if value is not None:
+            value.check(self._batch(np.arange(min(2, len(self)))))
+        self._augment = value
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,9 +159,9 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         batch = self.read([index])
         return {name: tensor[0] for name, tensor in batch[0].items()}, batch[1][0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[_Batch]:
+    def __getitems__(self, indices: Sequence[int]) -> list[_Whole]:
         """What a ``DataLoader`` calls: the whole batch at once."""
-        return [_Batch(*self.read(indices))]
+        return [_Whole(*self.read(indices))]
 
     def read(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[Weights, Tensor]:
         """The batch of the given members, augmented."""
@@ -145,11 +169,10 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
         if positions.size and not -len(self) <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"dataset of {len(self)}: expected indices below it, found {positions.max()}")
         positions = positions % len(self)
-        weights = self.spec.unflatten(self._flat(positions))
-        targets = self.targets[torch.as_tensor(positions, device=self.targets.device)]
-        if self.augment is not None:
-            weights = self.augment(self.spec, weights, self._generator(positions))
-        return weights, targets
+        batch = self._batch(positions)
+        if self.copies > 1:
+            return _joined([_pair(self._augmented(batch, positions, copy)) for copy in range(self.copies)])
+        return _pair(self._augmented(batch, positions))
 
     def batches(
         self, batch_size: int, *, shuffle: bool = False, drop_last: bool = False, seed: int = 0
@@ -204,9 +227,36 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
             return self._resident[torch.as_tensor(positions, device=self._resident.device)]
         return self.population.read(self.rows[positions])
 
-    def _generator(self, positions: np.ndarray) -> torch.Generator:
-        """Keyed by what is read, so that the number of workers decides nothing."""
-        return torch.Generator(self.targets.device).manual_seed(key(self.seed, self.epoch, positions))
+    def _batch(self, positions: np.ndarray) -> Batch:
+        """Members as they are stored."""
+        return Batch(
+            self.spec,
+            self.spec.unflatten(self._flat(positions)),
+            self.targets[torch.as_tensor(positions, device=self.targets.device)],
+            self.classes,
+            self._signal,
+            self._siblings.of(self._flat, self.spec, positions) if self._siblings is not None else None,
+        )
+
+    def _augmented(self, batch: Batch, positions: np.ndarray, copy: int = 0) -> Batch:
+        """Random numbers are keyed by what is read, so that the number of workers decides nothing."""
+        if self._augment is None:
+            return batch
+        rows = torch.as_tensor(self.rows[positions].reshape(len(positions), -1)[:, 0], device=batch.device)
+        seed = key(self.seed, copy) if copy else self.seed
+        return self._augment.apply(batch, Draws.for_items(rows, seed=seed, epoch=self.epoch))
+
+    @cached_property
+    def _signal(self) -> Signal:
+        return signal_of(self.zoo, self.population)
+
+    @cached_property
+    def _siblings(self) -> Siblings | None:
+        """Who is another view of whom; None where nobody is, or where targets differ between views."""
+        if self.target is not None and self.target in _of_rows(self.population):
+            return None
+        first = self.rows.reshape(len(self), -1)[:, 0]
+        return Siblings.among(self.population.source[self.population.network[first]])
 
 
 def key(seed: int, epoch: int, positions: np.ndarray | None = None) -> int:
@@ -225,6 +275,25 @@ def _finite(population: Population, rows: np.ndarray, block: int = 4096) -> np.n
 
 def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _pair(batch: Batch) -> tuple[Weights, Tensor]:
+    assert isinstance(batch.targets, Tensor)
+    return batch.weights, batch.targets
+
+
+def _joined(copies: Sequence[tuple[Weights, Tensor]]) -> tuple[Weights, Tensor]:
+    """Several batches as one."""
+    weights = {name: torch.cat([copy[0][name] for copy in copies]) for name in copies[0][0]}
+    return weights, torch.cat([copy[1] for copy in copies])
+
+
+def _classes(population: Population, target: str | None) -> int | None:
+    """How many classes the whole population has, by its largest label; None for other targets."""
+    labels = population.labels.get(target) if target is not None else None
+    if labels is None or labels.dtype.kind != "i" or not len(labels) or labels.min() < 0:
+        return None
+    return int(labels.max()) + 1
 
 
 def population_names(zoo: Zoo, chosen: str | None) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from weightspace.datasets._augment import Augmentation
 from weightspace.datasets._dataset import ZooDataset, key, population_names, rows_of_split
+from weightspace.datasets.augment import Augmentation
 from weightspace.errors import ConfigError, TaskError
 from weightspace.spec import Weights
 from weightspace.zoo import Population, Zoo, rows_where

@@ -374,6 +374,12 @@ class WeightSpec:
         found = self.primary(name)
         return self.constants[name] if found is None else self.tensors[found].shape
 
+    def unit_shape(self, group: str) -> tuple[int, ...]:
+        """The shape of one value per unit of a group, as in an element: the sizes of its outer groups, then its own."""
+        from weightspace.spec._cells import value_shape
+
+        return value_shape(self, self.groups[group])
+
     @property
     def num_parameters(self) -> int:
         """Number of elements of all tensors: the length P of a flattened network."""

@@ -1,0 +1,132 @@
+"""Augmentations that know nothing of what networks compute: noise, dropped weights, smoothed labels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from weightspace.datasets.augment._augmentation import AUGMENTATIONS, Augmentation, options
+from weightspace.datasets.augment._batch import Batch, kind_of
+from weightspace.datasets.augment._draws import Draws
+from weightspace.datasets.augment._symmetries import SHAMSIAN
+from weightspace.errors import ConfigError
+
+
+@AUGMENTATIONS.register("noise", keeps="approximately", effect="slightly another", paper=SHAMSIAN)
+class GaussianNoise(Augmentation):
+    """Add Gaussian noise relative to the spread of each tensor of each network (approximate).
+
+    A tensor whose entries are all equal, as that of a single bias, gets none.
+
+    Args:
+        scale: standard deviation of the noise in units of that of the tensor's entries, at least 0.
+    """
+
+    @options
+    def __init__(
+        self,
+        scale: Annotated[
+            float, Field(ge=0, allow_inf_nan=False, description="in units of each tensor's spread")
+        ] = 0.1,
+    ) -> None:
+        self.scale = scale
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        """One draw for all tensors together."""
+        flat = batch.spec.flatten(batch.weights)
+        rows = flat.reshape(len(batch), -1, flat.shape[-1])
+        noise = draws.normal(*rows.shape[1:]).to(rows)
+        sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
+        for part, noisy in zip(rows.split(sizes, -1), noise.split(sizes, -1), strict=True):
+            noisy.mul_(self.scale * part.std(-1, correction=0, keepdim=True))
+        return batch.with_(weights=batch.spec.unflatten((rows + noise).view(flat.shape)))
+
+
+@AUGMENTATIONS.register("dropout", keeps="approximately", effect="slightly another", paper=SHAMSIAN)
+class WeightDropout(Augmentation):
+    """Set weights to zero with probability ``p``; the others stay as they are (approximate).
+
+    Args:
+        p: probability, in [0, 1).
+    """
+
+    @options
+    def __init__(
+        self,
+        p: Annotated[float, Field(ge=0, lt=1, description="probability that a weight becomes zero")] = 0.1,
+    ) -> None:
+        self.p = p
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        """One draw per weight."""
+        flat = batch.spec.flatten(batch.weights)
+        kept = draws.uniform(*flat.shape[1:]) >= self.p
+        return batch.with_(weights=batch.spec.unflatten(flat * kept.to(flat.dtype)))
+
+
+@AUGMENTATIONS.register("quantile", keeps="approximately", effect="slightly another", paper=SHAMSIAN)
+class QuantileDropout(Augmentation):
+    """Set the smallest weights of each tensor to zero: those below a random quantile of ``|w|`` (approximate).
+
+    Args:
+        most: quantiles are uniform in [0, most), one per network and tensor; in [0, 1].
+    """
+
+    @options
+    def __init__(
+        self,
+        most: Annotated[
+            float, Field(ge=0, le=1, description="the largest share of weights that become zero")
+        ] = 0.1,
+    ) -> None:
+        self.most = most
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        """One quantile per network and tensor."""
+        flat = batch.spec.flatten(batch.weights)
+        sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
+        quantiles = draws.uniform(*flat.shape[1:-1], len(sizes)) * self.most
+        parts = zip(flat.split(sizes, -1), quantiles.unbind(-1), strict=True)
+        return batch.with_(
+            weights=batch.spec.unflatten(torch.cat([_without(part, q) for part, q in parts], -1))
+        )
+
+
+def _without(weights: Tensor, quantile: Tensor) -> Tensor:
+    """Weights (..., n) without the ``floor(quantile n)`` smallest of each network."""
+    size = weights.abs()
+    count = (quantile * weights.shape[-1]).long().unsqueeze(-1)
+    least = size.sort(-1).values.gather(-1, count)
+    return weights * (size >= least).to(weights.dtype)
+
+
+@AUGMENTATIONS.register("smoothing", keeps="exactly", effect="the same; labels are softened", paper=SHAMSIAN)
+class LabelSmoothing(Augmentation):
+    """Spread a share of each label over all classes.
+
+    Args:
+        share: in [0, 1).
+    """
+
+    @options
+    def __init__(
+        self,
+        share: Annotated[
+            float, Field(ge=0, lt=1, description="share of the label spread over all classes")
+        ] = 0.1,
+    ) -> None:
+        self.share = share
+
+    def check(self, batch: Batch) -> None:
+        """Targets are classes."""
+        if not batch.has_classes:
+            raise ConfigError(f"smoothing: expected class numbers as targets, found {kind_of(batch.targets)}")
+        batch.shares()
+
+    def apply(self, batch: Batch, draws: Draws) -> Batch:
+        """Labels become shares of classes."""
+        shares = batch.shares()
+        return batch.with_(targets=(1.0 - self.share) * shares + self.share / shares.shape[-1])
