@@ -18,10 +18,11 @@ TOY = {"network.hidden": [4], "protocol.steps": 20}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the zoo, the runs and the results."""
-    parser.add_argument("--data-root", type=Path, help="folder with mnist/*-ubyte[.gz]")
+    parser.add_argument("--data-root", type=Path, help="folder with the *-ubyte[.gz] files")
     parser.add_argument("--count", type=int, default=10_000, help="images")
     parser.add_argument("--zoo", type=Path, default=Path("mnist-10k.h5"), help="made unless it exists")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go")
+    parser.set_defaults(recipe="mnist-inr")
     parser.add_argument("--toy", action="store_true", help="24 embedded digits, one epoch")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="OUTDIR")
 
@@ -30,7 +31,7 @@ def prepare(
     arguments: argparse.Namespace, program: str, argv: Sequence[str] | None, *libraries: str
 ) -> dict[str, Any]:
     """Make the zoo unless it exists, and the folder of the runs; returns the setting to report."""
-    recipe, count = ("digits-inr", 24) if arguments.toy else ("mnist-inr", arguments.count)
+    recipe, count = ("digits-inr", 24) if arguments.toy else (arguments.recipe, arguments.count)
     made = generate(
         recipe,
         arguments.zoo,

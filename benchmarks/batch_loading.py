@@ -1,7 +1,7 @@
 """How long a batch of 64 takes: mapped from a zoo, and from one `.pth` file per network.
 
-Both read the same 64 random networks, reorder their units, flip signs and add noise. The zoo does so for the
-batch; the files are read, and augmented, one by one, as the field's data sets do.
+Both read the same 64 random networks, reorder their units, flip signs, add noise, rotate the coordinates and normalise.
+The zoo does so for the batch; the files are read, and augmented, one by one, as the field's data sets do.
 
     python benchmarks/batch_loading.py
 """
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import weightspace as ws
+from weightspace.datasets import parse_augmentations
 from weightspace.nets import MLP
 from weightspace.spec import Weights
 from weightspace.zoo import spec_of
@@ -56,6 +57,9 @@ def augment_one(weights: Weights, generator: torch.Generator) -> Weights:
         b2,
     ]
     noisy = [w + 0.1 * w.std(correction=0) * torch.randn(w.shape, generator=generator) for w in moved]
+    angle = torch.deg2rad((2 * torch.rand((), generator=generator) - 1) * 30)
+    cosine, sine = angle.cos(), angle.sin()
+    noisy[0] = noisy[0] @ torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
     return dict(zip(weights, noisy, strict=True))
 
 
@@ -93,13 +97,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path, files = make_zoo(Path(folder), arguments.networks)
         plain = ws.ZooDataset(path, "train")
-        augment = ws.Compose([ws.Permutation(), ws.SignFlip(), ws.GaussianNoise(0.1)])
+        augment = parse_augmentations("permutation, sign, noise(0.1), rotation(30)")
         augmented = ws.ZooDataset(path, "train", augment=augment)
+        normalise = ws.Normalisation.fit(plain)
         methods: dict[str, Callable[[np.ndarray], object]] = {
-            "one .pth per network, augmented one by one": lambda rows: from_files(
-                [files[row] for row in rows], generator
+            "one .pth per network, augmented one by one, normalised": lambda rows: normalise(
+                from_files([files[row] for row in rows], generator)
             ),
-            "zoo, read, permuted, sign-flipped, with noise": augmented.read,
+            "zoo: permutation, sign, noise, rotation, normalised": lambda rows: normalise(
+                augmented.read(rows)[0]
+            ),
+            "zoo: the same without normalisation": augmented.read,
             "zoo, read only": plain.read,
         }
         times = {

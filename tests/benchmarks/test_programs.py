@@ -15,6 +15,7 @@ from weightspace.models import MODELS
         "joining",
         "metanetwork_scaling",
         "metanetwork_speed",
+        "mixup",
         "mnist_zoo",
         "population_training",
         "tracing",

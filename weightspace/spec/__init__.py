@@ -7,6 +7,7 @@ from weightspace.spec._cells import cell_view, source_index
 from weightspace.spec._describe import describe
 from weightspace.spec._draw import FIGURE_FORMATS, draw
 from weightspace.spec._elements import act, compose, identity, invert, random_element
+from weightspace.spec._flat import act_flat
 from weightspace.spec._graphviz import to_graphviz
 from weightspace.spec._types import (
     SYMMETRIES,
@@ -49,6 +50,7 @@ __all__ = [
     "WeightSpec",
     "Weights",
     "act",
+    "act_flat",
     "canonicalize",
     "cell_view",
     "check_element",

@@ -33,6 +33,8 @@ class Classification(Task):
     settings = ClassificationOptions
     target: ClassVar[str | None] = "label"
 
+    classes: int
+
     def __init__(self, classes: int, options: ClassificationOptions | None = None) -> None:
         self.classes, self.options = classes, options or ClassificationOptions()
 
@@ -84,7 +86,7 @@ class Classification(Task):
         return dataset.targets
 
     def loss(self, readout: Tensor, targets: Tensor, *, training: bool) -> Tensor:
-        """Cross-entropy; smoothed in training."""
+        """Cross-entropy, also with shares of classes as augmentations make them; smoothed in training."""
         smoothing = self.options.label_smoothing if training else 0.0
         return cross_entropy(readout, targets, label_smoothing=smoothing)
 
@@ -92,7 +94,8 @@ class Classification(Task):
         """Accuracy over networks, and cross-entropy."""
         from torchmetrics.functional.classification import multiclass_accuracy  # slow to import
 
-        accuracy = multiclass_accuracy(readout.argmax(-1), targets, self.classes, average="micro")
+        classes = targets.argmax(-1) if targets.ndim == 2 else targets  # of mixed networks the larger share
+        accuracy = multiclass_accuracy(readout.argmax(-1), classes, self.classes, average="micro")
         return {"accuracy": float(accuracy), "loss": float(cross_entropy(readout, targets))}
 
     def predictions(self, readout: Tensor) -> dict[str, Tensor]:

@@ -130,6 +130,7 @@ class Editing(Task):
     settings = EditingOptions
     needs_target = False
     # noise changes what the network renders, and the edit would have to undo it
+    reads_signals: ClassVar[bool] = True
     training: ClassVar[Mapping[str, Any]] = {"augment": "sign"}
 
     def __init__(self, render: Renderer, architecture: Mapping[str, Any], options: EditingOptions) -> None:

@@ -43,6 +43,11 @@ class Task(ABC):
         settings: the model of its options.
         target: the label or metric that it predicts unless told otherwise; None where one has to be named.
         needs_target: whether it predicts a label or metric at all.
+        classes: how many there are, where targets are class numbers; augmentations mix and smooth them then.
+        reads_signals: whether readouts are signals that the networks represent, compared with others.
+        copies: how often each network is in a batch, augmented anew each time; with more than one, networks that are
+            scored are augmented, too, with draws that do not change from epoch to epoch.
+        embeds: whether what it predicts is an embedding, to which evaluation can fit a linear probe.
         training: defaults of the training configuration that suit this task; they go over those of the model.
     """
 
@@ -51,7 +56,11 @@ class Task(ABC):
     settings: ClassVar[type[TaskOptions]] = TaskOptions
     target: ClassVar[str | None] = None
     needs_target: ClassVar[bool] = True
+    reads_signals: ClassVar[bool] = False
+    copies: ClassVar[int] = 1
+    embeds: ClassVar[bool] = False
     training: ClassVar[Mapping[str, Any]] = {}
+    classes: int | None = None
 
     @classmethod
     @abstractmethod

@@ -22,6 +22,10 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from weightspace.datasets import (
+    AUGMENTATIONS,
+    Augmentation,
+    Compose,
+    MixUp,
     Normalisation,
     PopulationBatches,
     PopulationsDataset,
@@ -31,7 +35,7 @@ from weightspace.datasets import (
     population_names,
 )
 from weightspace.devices import choose_device, keep_freed_memory, memory_guard
-from weightspace.errors import DeviceError, RunError, TaskError, WeightspaceError
+from weightspace.errors import ConfigError, DeviceError, RunError, TaskError, WeightspaceError
 from weightspace.models import FittedOnce
 from weightspace.tasks._config import TrainConfig, write_json
 from weightspace.tasks._directory import CHECKPOINTS, EVENTS, REPORT, open_run
@@ -167,15 +171,51 @@ def _splits(config: TrainConfig, zoo: Zoo) -> tuple[Split, Split, Task]:
         )
         for split in ("train", "val")
     )
-    training.augment = parse_augmentations(config.augment)
     task = TASKS[config.task].from_data(training, config.settings())
     for dataset in (*_parts(training).values(), *_parts(validation).values()):
-        dataset.targets = task.targets(dataset)
+        dataset.targets, dataset.classes = task.targets(dataset), task.classes
+        dataset.copies = task.copies
+    training.augment = _augmentation(config, task)
+    if task.copies > 1:
+        validation.augment = training.augment  # its epoch stays, and with it what is drawn
     most = max(len(part) for part in _parts(training).values())
     if most < 2:
         of = " of one population" if isinstance(training, PopulationsDataset) else ""
         raise TaskError(f"zoo {config.zoo}: expected at least two networks{of} to train on, found {most}")
     return training, validation, task
+
+
+def _augmentation(config: TrainConfig, task: Task) -> Augmentation | None:
+    """Of the training split.
+
+    Raises:
+        ConfigError: one that changes the signal, for a task whose targets are signals; for a task that compares copies
+            of a network none at all, or one that mixes networks.
+    """
+    augment = parse_augmentations(config.augment)
+    if task.copies > 1:
+        _check_copies_differ(config, augment)
+    if augment is not None and task.reads_signals:
+        changing = [part.name for part in augment.parts if part.changes_signal]
+        if changing:
+            raise ConfigError(
+                f"augment: task {config.task} compares signals with targets that stay as they are; expected augmentations "
+                f"that keep the signal, found {changing[0]}"
+            )
+    return augment
+
+
+def _check_copies_differ(config: TrainConfig, augment: Compose | None) -> None:
+    if augment is None:
+        raise ConfigError(
+            f"augment: task {config.task} compares augmented copies of every network; expected some of "
+            f"{', '.join(AUGMENTATIONS)}, found none"
+        )
+    if any(isinstance(part, MixUp) and part.kind != "self" for part in augment.parts):
+        raise ConfigError(
+            f"augment: task {config.task} compares copies of one network; expected augmentations that do not mix it with "
+            "others, found mixup; mixup(self) would do"
+        )
 
 
 def _joined(parts: dict[str, ZooDataset], *, several: bool) -> Split:

@@ -15,7 +15,7 @@ from weightspace.configuration import Registry
 from weightspace.datasets.augment._batch import Batch, along
 from weightspace.datasets.augment._draws import Draws
 from weightspace.errors import ConfigError
-from weightspace.spec import Element, Weights
+from weightspace.spec import Element, Weights, WeightSpec, act_flat
 
 Keeps = Literal["exactly", "approximately", "no"]
 
@@ -70,18 +70,20 @@ class Augmentation(ABC):
     Attributes:
         name: under which it is registered.
         keeps: whether a network computes the same function afterwards: ``"exactly"``, ``"approximately"`` or ``"no"``.
+        changes_signal: whether a coordinate network represents another signal afterwards, and is meant to.
         effect: what becomes of the function, in a few words.
         paper: where it is from.
     """
 
     name: ClassVar[str] = ""
     keeps: ClassVar[Keeps] = "no"
+    changes_signal: ClassVar[bool] = False
     effect: ClassVar[str] = ""
     paper: ClassVar[str] = ""
 
-    @options
+    @options  # noqa: B027 (no options)
     def __init__(self) -> None:
-        """None."""
+        pass
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
@@ -107,7 +109,7 @@ class Augmentation(ABC):
         draws = seed if isinstance(seed, Draws) else Draws.of(seed, len(batch), device=batch.device)
         return self.apply(batch, draws)
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch) -> None:  # noqa: B027 (many suit every batch)
         """Raise ConfigError when this augmentation does not suit batches like this one."""
 
     @abstractmethod
@@ -149,6 +151,8 @@ def moved(batch: Batch, element: Element) -> Batch:
 def acted(batch: Batch, element: Element, weights: Weights) -> Weights:
     """Weights of a batch after one element per network has acted on them, on all checkpoints alike."""
     shape = batch.spec.batch_shape(weights)
+    if len(shape) == 1:
+        return batch.spec.unflatten(act_flat(batch.spec, element, batch.spec.flatten(weights)))
     return batch.spec.act({name: along(values, shape) for name, values in element.items()}, weights)
 
 
@@ -182,12 +186,21 @@ class Compose(Augmentation):
         for part in self.parts:
             if isinstance(part, SymmetryAugmentation):
                 element = part.element(batch, draws)
-                pending = batch.spec.compose(element, pending) if pending else element
+                pending = _composed(batch.spec, element, pending)
                 continue
             batch = moved(batch, pending) if pending else batch
             pending = {}
             batch = part.apply(batch, draws)
         return moved(batch, pending) if pending else batch
+
+
+def _composed(spec: WeightSpec, second: Element, first: Element) -> Element:
+    """The product; permutations followed by what moves no units need no arithmetic."""
+    if not first:
+        return second
+    if not spec.groups.keys() & second.keys() and not first.keys() - spec.groups.keys():
+        return {**first, **second}
+    return spec.compose(second, first)
 
 
 _CALL = re.compile(r"^\s*(\w+)\s*(?:\(([^()]*)\))?\s*$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -72,27 +73,27 @@ class Draws:
 
     def uniform(self, *shape: int) -> Float[Tensor, "batch ..."]:
         """Numbers in [0, 1), multiples of 2^-24."""
-        low, high = self._halves()
         count = math.prod(shape)
-        if self.device.type == "cpu":
-            from weightspace.datasets.augment._kernels import uniform
+        if self.device.type != "cpu":
+            return uniform_numbers(*self.halves(), count).view(len(self), *shape)
+        from weightspace.datasets.augment._kernels import uniform
 
-            out = np.empty((len(self), count), np.float32)
-            uniform(low.numpy().astype(np.uint32), high.numpy().astype(np.uint32), out)
-            return torch.from_numpy(out).view(len(self), *shape)
-        return uniform_numbers(low, high, count).view(len(self), *shape)
+        return self._filled(uniform, count).view(len(self), *shape)
 
     def normal(self, *shape: int) -> Float[Tensor, "batch ..."]:
         """Numbers with mean 0 and standard deviation 1; none is beyond 6.4."""
-        low, high = self._halves()
         count = math.prod(shape)
-        if self.device.type == "cpu":
-            from weightspace.datasets.augment._kernels import normal
+        if self.device.type != "cpu":
+            return normal_numbers(*self.halves(), count).view(len(self), *shape)
+        from weightspace.datasets.augment._kernels import normal
 
-            out = np.empty((len(self), count), np.float32)
-            normal(low.numpy().astype(np.uint32), high.numpy().astype(np.uint32), out)
-            return torch.from_numpy(out).view(len(self), *shape)
-        return normal_numbers(low, high, count).view(len(self), *shape)
+        return self._filled(normal, count).view(len(self), *shape)
+
+    def _filled(self, fill: Callable[[np.ndarray, int, np.ndarray], None], count: int) -> Tensor:
+        self._calls += 1
+        out = np.empty((len(self), count), np.float32)
+        fill(self.keys.numpy(), self._calls, out)
+        return torch.from_numpy(out)
 
     def together(self, *shape: int) -> Float[Tensor, "..."]:
         """Uniform numbers for the batch as a whole: they depend on all of its networks."""
@@ -102,13 +103,8 @@ class Draws:
         whole._calls, self._calls = self._calls, self._calls + 1
         return whole.uniform(*shape)[0]
 
-    def fork(self) -> Draws:
-        """Another stream of the same networks, which does not depend on what is drawn from this one later."""
-        low, high = self._halves()
-        return Draws((_mixed(high ^ _SECOND) << 32) | _mixed(low ^ _FIRST))
-
-    def _halves(self) -> tuple[Tensor, Tensor]:
-        """Both halves of the keys of this call, as integers below 2^32."""
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Both halves of the keys of the next call, as integers below 2^32."""
         self._calls += 1
         salt = (self._calls * _STEP) & _LOW
         low, high = self.keys & _LOW, (self.keys >> 32) & _LOW

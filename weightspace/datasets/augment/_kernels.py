@@ -39,21 +39,29 @@ def _bits(low, high, at):
     return _mixed(np.uint32(_mixed(np.uint32(np.uint32(at * STEP) ^ low)) + high))
 
 
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _halves(key, call):
+    """What :meth:`Draws.halves` computes."""
+    salt = np.uint32(np.uint32(call) * STEP)
+    low, high = np.uint32(key & np.int64(0xFFFFFFFF)), np.uint32((key >> np.int64(32)) & np.int64(0xFFFFFFFF))
+    return _mixed(np.uint32(low ^ salt)), _mixed(np.uint32(high + salt))
+
+
 @njit(cache=True, nogil=True, boundscheck=False)
 @no_type_check
-def uniform(low, high, out):
+def uniform(keys, call, out):
     """Fill ``out`` (keys, count) with uniform numbers in [0, 1)."""
     scale = np.float32(2.0**-24)
     for row in range(out.shape[0]):
+        low, high = _halves(keys[row], call)
         for at in range(out.shape[1]):
-            out[row, at] = (
-                np.float32(np.int32(_bits(low[row], high[row], np.uint32(at)) >> np.uint32(8))) * scale
-            )
+            out[row, at] = np.float32(np.int32(_bits(low, high, np.uint32(at)) >> np.uint32(8))) * scale
 
 
 @njit(cache=True, nogil=True, boundscheck=False, fastmath={"contract", "arcp"}, error_model="numpy")
 @no_type_check
-def normal(low, high, out):
+def normal(keys, call, out):
     """Fill ``out`` (keys, count) with normal numbers.
 
     The loops are separate, and branches are products with masks, so that each is done for eight numbers at once.
@@ -65,9 +73,9 @@ def normal(low, high, out):
     logarithm = np.empty(count, np.float32)
     one, half = np.float32(1.0), np.float32(0.5)
     for row in range(out.shape[0]):
-        a, b = low[row], high[row]
+        low, high = _halves(keys[row], call)
         for at in range(count):
-            bits[at] = _bits(a, b, np.uint32(at))
+            bits[at] = _bits(low, high, np.uint32(at))
         for at in range(count):
             t = (np.float32(np.int32(bits[at] & np.uint32(0x7FFFFFFF))) + half) * np.float32(2.0**-31)
             tail[at] = t
@@ -104,3 +112,22 @@ def _log(values, out):
             np.float32(1 / 3) + s * (np.float32(0.2) + s * (np.float32(1 / 7) + s * np.float32(1 / 9)))
         )
         out[at] = np.float32(2.0) * f * series + out[at] * ln2
+
+
+@njit(cache=True, nogil=True, boundscheck=False, fastmath={"contract", "reassoc"}, error_model="numpy")
+@no_type_check
+def add_scaled(values, sizes, scale, noise):
+    """Turn ``noise`` (rows, P) into ``values + scale * spread * noise``, with the spread of each of the tensors of a row."""
+    for row in range(values.shape[0]):
+        start = 0
+        for size in sizes:
+            total, squares = np.float32(0.0), np.float32(0.0)
+            for at in range(start, start + size):
+                total += values[row, at]
+            mean = total / np.float32(size)
+            for at in range(start, start + size):
+                squares += (values[row, at] - mean) * (values[row, at] - mean)
+            factor = np.float32(scale) * np.sqrt(squares / np.float32(size))
+            for at in range(start, start + size):
+                noise[row, at] = values[row, at] + factor * noise[row, at]
+            start += size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -38,11 +39,23 @@ class GaussianNoise(Augmentation):
         """One draw for all tensors together."""
         flat = batch.spec.flatten(batch.weights)
         rows = flat.reshape(len(batch), -1, flat.shape[-1])
-        noise = draws.normal(*rows.shape[1:]).to(rows)
+        noise = draws.normal(*rows.shape[1:])
         sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
-        for part, noisy in zip(rows.split(sizes, -1), noise.split(sizes, -1), strict=True):
-            noisy.mul_(self.scale * part.std(-1, correction=0, keepdim=True))
-        return batch.with_(weights=batch.spec.unflatten((rows + noise).view(flat.shape)))
+        noisy = _with_noise(rows, noise, sizes, self.scale)
+        return batch.with_(weights=batch.spec.unflatten(noisy.view(flat.shape)))
+
+
+def _with_noise(values: Tensor, noise: Tensor, sizes: list[int], scale: float) -> Tensor:
+    """``values + scale * spread * noise``, with the spread of each part of the last axis."""
+    if values.device.type == "cpu" and values.dtype == torch.float32 and not values.requires_grad:
+        from weightspace.datasets.augment._kernels import add_scaled
+
+        rows = np.ascontiguousarray(values.flatten(0, -2).numpy())
+        add_scaled(rows, np.array(sizes), scale, noise.flatten(0, -2).numpy())
+        return noise
+    noise = noise.to(values)
+    parts = zip(values.split(sizes, -1), noise.split(sizes, -1), strict=True)
+    return torch.cat([part + scale * part.std(-1, correction=0, keepdim=True) * n for part, n in parts], -1)
 
 
 @AUGMENTATIONS.register("dropout", keeps="approximately", effect="slightly another", paper=SHAMSIAN)

@@ -14,7 +14,7 @@ from weightspace.datasets.augment._draws import Draws
 from weightspace.errors import ConfigError
 
 
-@AUGMENTATIONS.register("views", effect="that of another network of the same item")
+@AUGMENTATIONS.register("views", changes_signal=True, effect="that of another network of the same item")
 class Views(Augmentation):
     """Replace networks by another one that was fitted to the same item; it comes first in a composition.
 
