@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 MARK = re.compile(r"^<!-- generated: (?P<name>[a-z-]+) -->$", re.MULTILINE)
 
@@ -185,11 +186,39 @@ def training_fields() -> str:
 def augmentations() -> str:
     from weightspace.datasets import AUGMENTATIONS
 
-    rows = []
-    for name, cls in AUGMENTATIONS.items():
-        arguments = [f"{p.name}={p.default}" for p in inspect.signature(cls).parameters.values()]
-        rows.append((f"`{name}`", f"`{cls.__name__}({', '.join(arguments)})`", _summary(cls)))
-    return _table(("name", "class", "what it does"), rows)
+    rows = [
+        (f"`{name}`, `{cls.__name__}`", _summary(cls), _options(cls), cls.keeps, cls.effect, cls.paper)
+        for name, cls in AUGMENTATIONS.items()
+    ]
+    head = ("name, class", "what it does", "options", "keeps the function", "which becomes", "paper")
+    return _table(head, rows)
+
+
+def _options(cls: type) -> str:
+    """Options with their defaults, ranges and meanings."""
+    parts = []
+    for option in inspect.signature(cls, eval_str=True).parameters.values():
+        kind, *notes = get_args(option.annotation) or (option.annotation,)
+        field = next((note for note in notes if isinstance(note, FieldInfo)), FieldInfo())
+        allowed = ", ".join(filter(None, [_choices(kind), _range(field)]))
+        meaning = f": {field.description}" if field.description else ""
+        parts.append(f"`{option.name}={option.default}`{f', {allowed}' if allowed else ''}{meaning}")
+    return "; ".join(parts)
+
+
+def _choices(kind: Any) -> str:
+    return f"one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else ""
+
+
+def _range(field: FieldInfo) -> str:
+    """``"[0, 1)"``, ``"≥ 1"`` or ``"> 0"``."""
+    names = ("ge", "gt", "le", "lt")
+    bound = {name: getattr(note, name) for note in field.metadata for name in names if hasattr(note, name)}
+    if len(bound) < 2:
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        return "".join(f"{signs[name]} {value:g}" for name, value in bound.items())
+    low, high = sorted(bound.values())
+    return f"in {'[' if 'ge' in bound else '('}{low:g}, {high:g}{']' if 'le' in bound else ')'}"
 
 
 def tasks() -> str:

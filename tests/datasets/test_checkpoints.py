@@ -216,7 +216,9 @@ def test_trajectories_stay_in_memory_and_normalise_over_all_rows():
     assert normalised.shape == (2, 4, 8, 8)
 
 
-@pytest.mark.parametrize("names", ["permutation", "permutation, sign", "sign, noise(0.0), permutation"])
+@pytest.mark.parametrize(
+    "names", ["permutation", "permutation, sign", "sign, noise(0.0), permutation", "phase, permutation"]
+)
 def test_a_symmetry_moves_all_checkpoints_alike(path, names):
     """Each computes what it did, and they still drift in a straight line, as one network does."""
     augment = parse_augmentations(names)
@@ -235,6 +237,33 @@ def test_a_symmetry_moves_all_checkpoints_alike(path, names):
     assert not torch.equal(moved["layers.1.weight"], plain["layers.1.weight"])
     single = ZooDataset(path, None, augment=Permutation()).read([0, 1])[0]
     assert single["layers.1.weight"].shape == (2, 8, 8)
+
+
+def test_a_rotation_is_the_same_for_all_checkpoints_and_mixed_trajectories_still_drift_alike(path):
+    augment = parse_augmentations("rotation(90), mixup(aligned)")
+    dataset = ZooDataset(path, None, sequences=True, augment=augment)
+    weights, shares = dataset.read(range(NETWORKS))
+    assert weights["layers.0.weight"].shape == (NETWORKS, CHECKPOINTS, 8, 2)
+    assert shares.shape == (NETWORKS, dataset.classes)
+    for w in weights.values():
+        drift = w.diff(dim=1)
+        torch.testing.assert_close(drift, drift[:, :1].expand_as(drift), rtol=0, atol=1e-6)
+
+
+def test_metrics_of_trajectories_are_mixed_at_every_checkpoint(path):
+    augment = parse_augmentations("mixup(direct)")
+    plain, mixed = (
+        ZooDataset(path, None, target="accuracy", sequences=True, augment=one).read(range(NETWORKS))
+        for one in (None, augment)
+    )
+    flat = [ZooDataset(path, None).spec.flatten(weights)[:, 0] for weights, _ in (plain, mixed)]
+    # the same affine combination of the same two networks gives weights and metrics
+    both = [torch.cat(parts, -1).double() for parts in ((flat[0], plain[1]), (flat[1], mixed[1]))]
+    for own, found in zip(*both, strict=True):
+        directions = both[0] - own
+        share = (directions * (found - own)).sum(-1) / directions.square().sum(-1).clamp_min(1e-12)
+        error = (own + share[:, None] * directions - found).norm(dim=-1)
+        assert error.min() < 1e-5
 
 
 def test_noise_is_drawn_for_every_checkpoint(path):

@@ -7,8 +7,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from weightspace.datasets import Compose, GaussianNoise, Permutation, ZooDataset
+from weightspace.datasets import (
+    Compose,
+    GaussianNoise,
+    MixUp,
+    Negation,
+    Permutation,
+    Rotation,
+    SignFlip,
+    Views,
+    ZooDataset,
+)
 from weightspace.errors import ConfigError, TaskError, ZooError
+from weightspace.nets import MLP, coordinate_grid, evaluate_batch
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import Zoo
 
@@ -29,7 +40,14 @@ def assert_same_batches(found, expected):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("augment", [None, Compose([Permutation(), GaussianNoise(0.1)])])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        None,
+        Compose([Permutation(), GaussianNoise(0.1)]),
+        Compose([Views(), SignFlip(), Rotation(), MixUp("aligned")]),
+    ],
+)
 def test_a_plain_loader_gives_the_same_batches(path, workers, augment):
     dataset = ZooDataset(path, augment=augment, seed=3)
     loader = DataLoader(dataset, batch_size=5, num_workers=workers)
@@ -155,9 +173,83 @@ def test_augmentations_depend_on_seed_epoch_and_rows_alone(path):
     assert not torch.equal(first, read([4, 5, 6], epoch=1))
     assert not torch.equal(first, read([4, 5, 6], seed=1))
     plain = ZooDataset(path)
-    noise = [read(rows) - plain.spec.flatten(plain.read(rows)[0]) for rows in ([4, 5, 6], [4, 6, 5])]
-    assert not torch.allclose(noise[0], noise[1][[0, 2, 1]])
-    assert not torch.allclose(noise[0][0], noise[0][1])
+    noise = first - plain.spec.flatten(plain.read([4, 5, 6])[0])
+    assert not torch.allclose(noise[0], noise[1])
+
+
+def test_what_else_is_in_a_batch_changes_no_bits_of_a_network(path):
+    """Neither neighbours nor the order, the number of networks, or reading one alone."""
+    augment = Compose([Views(), Permutation(), Rotation(), GaussianNoise(0.5)])
+    dataset = ZooDataset(path, augment=augment)
+    whole = dataset.spec.flatten(dataset.read(range(24))[0])
+    for rows in ([4, 5, 6], [6, 4], [23], [*range(23, -1, -1)]):
+        assert torch.equal(dataset.spec.flatten(dataset.read(rows)[0]), whole[rows])
+    assert torch.equal(dataset.spec.flatten(dataset[-1][0]), whole[-1])
+    shuffled = DataLoader(Subset(dataset, [9, 3, 11]), batch_size=2)
+    found = torch.cat([dataset.spec.flatten(weights) for weights, _ in shuffled])
+    assert torch.equal(found, whole[[9, 3, 11]])
+
+
+def test_a_network_has_the_same_numbers_in_every_subset_of_its_zoo(path):
+    """They are keyed by the row of the zoo, not by the place in the split."""
+    augment = GaussianNoise(0.5)
+    train, every = ZooDataset(path, "train", augment=augment), ZooDataset(path, None, augment=augment)
+    some = [2, 7, 19]
+    one, other = train.read(some)[0], every.read(train.rows[some])[0]
+    assert torch.equal(train.spec.flatten(one), every.spec.flatten(other))
+
+
+def test_copies_are_augmented_independently(path):
+    dataset = ZooDataset(path, augment=Compose([Permutation(), GaussianNoise(0.1)]))
+    plain = dataset.read([4, 5, 6])
+    dataset.copies = 3
+    weights, targets = dataset.read([4, 5, 6])
+    assert targets.tolist() == plain[1].tolist() * 3
+    copies = dataset.spec.flatten(weights).unflatten(0, (3, 3))
+    assert torch.equal(copies[0], dataset.spec.flatten(plain[0]))
+    for one in range(3):
+        for other in range(one):
+            assert not (copies[one] == copies[other]).all(-1).any()
+    dataset.augment = None
+    same = dataset.spec.flatten(dataset.read([4, 5])[0])
+    assert torch.equal(same[:2], same[2:4])
+
+
+def test_class_numbers_are_mixed_as_shares_of_all_classes_of_the_zoo(path):
+    dataset = ZooDataset(path, "val", augment=MixUp("direct"))
+    assert dataset.classes == 3
+    _, targets = dataset.read(range(8))
+    assert targets.shape == (8, 3)
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+    assert ZooDataset(path, target="psnr").classes is None
+    mixed = ZooDataset(path, target="psnr", augment=MixUp("direct")).read(range(8))[1]
+    assert mixed.dtype == torch.float32
+    assert not torch.equal(mixed, ZooDataset(path, target="psnr").read(range(8))[1])
+
+
+def test_an_augmentation_that_does_not_suit_is_refused_when_it_is_set(path):
+    dataset = ZooDataset(path, target=None, augment=Permutation())
+    with pytest.raises(ConfigError, match="mixup: expected class numbers with a known number of classes"):
+        dataset.augment = MixUp("direct")
+    assert dataset.augment == Permutation()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_signals_are_negated_about_the_middle_of_what_the_zoo_stores(centred):
+    """With the output offset of the architecture, which is no weight."""
+    zoo = tiny_zoo(networks=10)
+    if centred:
+        source = zoo.sources["tiny"]
+        zoo = Zoo(
+            dict(zoo.populations),
+            {"tiny": replace(source, items=source.items.astype(np.float32) / 127.5 - 1)},
+        )
+    net, grid = MLP((2, 8, 8, 1), output_offset=0.5), coordinate_grid((5, 5))
+    before, after = (
+        evaluate_batch(net, ZooDataset(zoo, None, augment=augment).read(range(10))[0], grid)
+        for augment in (None, Negation(1.0))
+    )
+    torch.testing.assert_close(after, (0.0 if centred else 1.0) - before, rtol=0, atol=1e-5)
 
 
 def test_keeping_all_in_memory_changes_nothing(path):
@@ -195,12 +287,8 @@ def test_a_diverged_network_is_skipped_and_counted():
     assert all(tensor.isfinite().all() for tensor in batch.values())
 
 
-def test_every_row_of_a_batch_decides_its_augmentation():
-    dataset = ZooDataset(tiny_zoo(networks=20), None, augment=Compose([GaussianNoise(1.0)]))
-    first, _ = dataset.read([0, 1, 2, 3, 4, 5, 6, 7, 8])
-    other, _ = dataset.read([0, 1, 2, 3, 4, 5, 6, 7, 9])
-    noise = [batch["layers.0.bias"][0] for batch in (first, other)]
-    assert not torch.equal(*noise)
+def test_indices_count_from_the_end_too_and_end_somewhere():
+    dataset = ZooDataset(tiny_zoo(networks=20), None)
     assert torch.equal(dataset[-1][1], dataset[19][1])
     with pytest.raises(IndexError, match="dataset of 20"):
         dataset[20]

@@ -110,10 +110,17 @@ class QuantileDropout(Augmentation):
 
 def _without(weights: Tensor, quantile: Tensor) -> Tensor:
     """Weights (..., n) without the ``floor(quantile n)`` smallest of each network."""
-    size = weights.abs()
+    size = weights.detach().abs()
     count = (quantile * weights.shape[-1]).long().unsqueeze(-1)
-    least = size.sort(-1).values.gather(-1, count)
+    least = _sorted(size).gather(-1, count)
     return weights * (size >= least).to(weights.dtype)
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """In ascending order; NumPy's is ten times as fast for many short rows on a CPU."""
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(values.numpy(), -1))
+    return values.sort(-1).values
 
 
 @AUGMENTATIONS.register("smoothing", keeps="exactly", effect="the same; labels are softened", paper=SHAMSIAN)

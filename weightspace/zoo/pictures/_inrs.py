@@ -10,9 +10,12 @@ import torch
 
 from weightspace.errors import ZooError
 from weightspace.nets import MLP, build, coordinate_grid, evaluate_batch
+from weightspace.spec import Weights
 from weightspace.zoo._zoo import Population, Source, Zoo
 from weightspace.zoo.pictures._style import ACCENT, MAIN, grid
 from weightspace.zoo.pictures._summary import last_rows
+
+SIDE, CURVE = 64, 200  # of signals where the zoo stores none
 
 
 def render(population: Population, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -27,6 +30,20 @@ def render(population: Population, rows: np.ndarray, shape: tuple[int, ...]) -> 
     Raises:
         ZooError: the population does not say how to rebuild its networks, or they take other coordinates.
     """
+    return render_weights(population, population.weights_of(rows), shape)
+
+
+def render_weights(population: Population, weights: Weights, shape: tuple[int, ...]) -> np.ndarray:
+    """The signals that networks of a population represent with other weights, (batch, *shape) float32.
+
+    Args:
+        population: which says what its networks are.
+        weights: with one batch axis.
+        shape: of one signal, as for :func:`render`.
+
+    Raises:
+        ZooError: as :func:`render` does.
+    """
     if population.architecture is None:
         raise ZooError("population: it does not say how to rebuild its networks, so none can be rendered")
     net = build(population.architecture)
@@ -39,8 +56,8 @@ def render(population: Population, rows: np.ndarray, shape: tuple[int, ...]) -> 
             f"{len(shape)} coordinates to 1 value{channels}"
         )
     with torch.no_grad():
-        rendered = evaluate_batch(net, population.weights_of(rows), coordinate_grid(shape[:dims]))
-    return rendered.view(len(rows), *shape).numpy()
+        rendered = evaluate_batch(net, weights, coordinate_grid(shape[:dims]))
+    return rendered.reshape(-1, *shape).numpy()
 
 
 def source_of(zoo: Zoo, population: Population) -> Source | None:
@@ -97,9 +114,40 @@ def drawn_source(zoo: Zoo, population: Population) -> Source:
     return source
 
 
-def some_rows(population: Population, count: int, seed: int) -> np.ndarray:
-    """Random rows, one network per item: more to see."""
+def drawn_shape(zoo: Zoo, population: Population) -> tuple[int, ...]:
+    """The shape of one signal to draw: that of the stored ones, or one that shows enough of networks without such.
+
+    Raises:
+        ZooError: the population's networks are no INRs of curves or images, or the stored signals are neither.
+    """
+    dims, outputs = _coordinates(zoo, population)
+    if source_of(zoo, population) is not None:
+        return drawn_source(zoo, population).items.shape[1:]
+    return (*[CURVE if dims == 1 else SIDE] * dims, *[outputs] * (outputs > 1))
+
+
+def _coordinates(zoo: Zoo, population: Population) -> tuple[int, int]:
+    """How many coordinates networks take, and how many values they give."""
+    if population.architecture is None:
+        raise ZooError("population: it does not say how to rebuild its networks, so none can be rendered")
+    kind, arguments = population.architecture["kind"], population.architecture["arguments"]
+    classifies = "test_accuracy" in population.metrics or "input_shape" in arguments
+    ends = (arguments["widths"][0], arguments["widths"][-1]) if kind == "mlp" else None
+    if classifies or ends not in ((1, 1), (2, 1), (2, 3)):
+        found = f"an MLP from {ends[0]} to {ends[1]} values" if ends else f"a network of kind {kind}"
+        raise ZooError(
+            f"zoo {zoo.path or ''}: expected INRs of curves or images, which represent a signal, found "
+            f"{'classifiers' if classifies else found}"
+        )
+    return ends
+
+
+def some_rows(
+    population: Population, count: int, seed: int, *, among: np.ndarray | None = None
+) -> np.ndarray:
+    """Random last checkpoints, of all or ``among`` some rows, one network per item: more to see."""
     last = last_rows(population)
+    last = last if among is None else np.intersect1d(last, among)
     candidates = last[np.unique(population.source[population.network[last]], return_index=True)[1]]
     return np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
 
@@ -136,20 +184,26 @@ def _draw_pairs(
     part: Any, population: Population, source: Source, rows: np.ndarray, blocks: int, columns: int
 ) -> None:
     targets, rendered = _signals(population, source, rows)
-    low, high = min(0.0, float(targets.min())), max(1.0, float(targets.max()))
+    low, high = value_range(targets)
     axes = part.subplots(2 * blocks, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     for at in range(len(rows)):
         block, column = divmod(at, columns)
         for line, image in enumerate((targets[at], rendered[at])):
-            _draw_image(axes[2 * block + line, column], image, low, high)
+            draw_image(axes[2 * block + line, column], image, low, high)
         if "psnr" in population.metrics:
             axes[2 * block + 1, column].set_title(_score(population, rows[at]), fontsize=8)
     part.suptitle("targets, and the networks fitted to them below each")
 
 
-def _draw_image(axes: Any, image: np.ndarray, low: float, high: float) -> None:
+def value_range(signals: np.ndarray) -> tuple[float, float]:
+    """What is black and what is white."""
+    return min(0.0, float(signals.min())), max(1.0, float(signals.max()))
+
+
+def draw_image(axes: Any, image: np.ndarray, low: float, high: float) -> None:
+    """An image, grey or in colour, whose values from ``low`` to ``high`` are black to white."""
     if image.ndim == 3 and image.shape[-1] == 3:
         axes.imshow(np.clip((image - low) / (high - low), 0.0, 1.0))
     else:
@@ -160,18 +214,25 @@ def _draw_curves(
     part: Any, population: Population, source: Source, rows: np.ndarray, blocks: int, columns: int
 ) -> None:
     targets, rendered = _signals(population, source, rows)
-    at_points = coordinate_grid(source.items.shape[1:])[:, 0].numpy()
     axes = part.subplots(blocks, columns, squeeze=False, sharex=True)
     for ax in list(axes.flat)[len(rows) :]:
         ax.set_axis_off()
     for ax, target, curve, row in zip(axes.flat, targets, rendered, rows, strict=False):
-        ax.plot(at_points, target, color=MAIN, linewidth=2.6, alpha=0.55, label="target")
-        ax.plot(at_points, curve, color=ACCENT, linewidth=1.1, label="network")
+        draw_curves(ax, target, curve)
         ax.tick_params(labelsize=7)
         ax.set_title(_score(population, row), fontsize=8)
-        grid(ax)
     part.suptitle("targets, and the networks fitted to them")
     part.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+
+
+def draw_curves(
+    axes: Any, before: np.ndarray, after: np.ndarray, labels: tuple[str, str] = ("target", "network")
+) -> None:
+    """Two signals of one coordinate in [-1, 1]: a broad line, and a thin one on it."""
+    points = coordinate_grid(before.shape)[:, 0].numpy()
+    axes.plot(points, before, color=MAIN, linewidth=2.6, alpha=0.55, label=labels[0])
+    axes.plot(points, after, color=ACCENT, linewidth=1.1, label=labels[1])
+    grid(axes)
 
 
 def _draw_psnr(part: Any, psnr: np.ndarray) -> None:
