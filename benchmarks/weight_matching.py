@@ -102,12 +102,22 @@ def prepare(spec: WeightSpec, pairs: int, turns: int) -> tuple[dict[str, Method]
     generator = torch.Generator().manual_seed(0)
     a, b = random_networks(pairs, generator), random_networks(pairs, generator)
     tenth, fiftieth = ((first(a, max(2, pairs // n)), first(b, max(2, pairs // n))) for n in (10, 50))
-    both = ("permutation", "sign")
+    both, all_three = ("permutation", "sign"), ("permutation", "sign", "phase")
+    few = min(64, pairs)
+    step = first(a, few), first(b, few)  # what one training step aligns
     methods: dict[str, Method] = {
         ONE_BY_ONE: (_count(tenth[0]), align_one_by_one(spec, tenth)),
         "weightspace, batched": (pairs, align_together(spec, (a, b), restarts=1)),
         "weightspace, batched, 2 starts": (pairs, align_together(spec, (a, b), restarts=2)),
         "weightspace, batched, signs too": (pairs, align_together(spec, (a, b), symmetries=both, restarts=1)),
+        "weightspace, batched, signs and phases too": (
+            pairs,
+            align_together(spec, (a, b), symmetries=all_three, restarts=1),
+        ),
+        "weightspace, a training step's, signs too": (
+            few,
+            align_together(spec, step, symmetries=both, restarts=1),
+        ),
     }
     if importlib.util.find_spec("rebasin") is not None:
         methods["rebasin"] = (_count(fiftieth[0]), align_with_rebasin(spec, fiftieth, turns))

@@ -1,6 +1,7 @@
 """Weight matching: what it finds, what it leaves alone, and what it refuses."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from weightspace.testing import mixed_spec, random_weights
 
 DOUBLE = torch.float64
 PERMUTATION, BOTH = ("permutation",), ("permutation", "sign")
+PHASES = ("permutation", "sign", "phase")
 SPECS = {
     "tanh": WeightSpec.mlp([2, 9, 8, 7, 2], activation="tanh"),
     "sine": WeightSpec.mlp([2, 12, 12, 1], activation="sine", w0=30.0),
@@ -66,6 +68,17 @@ def assert_equal(found, expected):
     assert found.keys() == expected.keys()
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.fixture(scope="module", params=["compiled", "batched"], autouse=True)
+def way(request):
+    """Every test is of both ways to match: in compiled code, and as operations on whole batches."""
+    if request.param == "compiled":
+        yield request.param
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightspace.align._compiled.can_match", lambda problem: False)
+        yield request.param
 
 
 # -- what it finds -----------------------------------------------------------------------------------------
@@ -142,6 +155,112 @@ def test_the_second_start_undoes_what_the_first_cannot():
     assert (forward.distance_after == 0).all()
 
 
+# -- phases ------------------------------------------------------------------------------------------------
+
+
+def sirens(widths, batch=(6,), seed=0, dtype=DOUBLE, w0=30.0):
+    """SIRENs with small biases, as SIRENs have them: a phase step is a shift by a tenth."""
+    spec = WeightSpec.mlp(widths, activation="sine", w0=w0)
+    return spec, {name: 0.2 * w for name, w in random_weights(spec, batch, seed, dtype).items()}
+
+
+@pytest.mark.parametrize("symmetries", [("phase",), ("permutation", "phase"), ("sign", "phase"), PHASES])
+@pytest.mark.parametrize("widths", [[2, 16, 1], [2, 12, 12, 1], [3, 9, 8, 7, 2]])
+def test_a_planted_element_with_phases_is_undone(widths, symmetries):
+    spec, a = sirens(widths)
+    generator = torch.Generator().manual_seed(1)
+    element = spec.random_element((6,), symmetries=symmetries, generator=generator, dtype=DOUBLE)
+    b = spec.act(element, a)
+    aligned, report = weight_matching(spec, a, b, symmetries=symmetries, restarts=2)
+    inverse = spec.invert(element)
+    assert report.element.keys() == inverse.keys()
+    for name, value in report.element.items():
+        assert torch.equal(value.double(), inverse[name].double()), name
+    for name, w in aligned.items():
+        torch.testing.assert_close(w, a[name], rtol=0, atol=1e-14)
+    assert (report.distance_before > 0.1).all()
+    assert (report.distance_after < 1e-13).all()
+
+
+def test_phases_bring_one_hidden_layer_to_the_least_distance():
+    """Against every permutation, sign and number of steps that a bias could need."""
+    spec, a = sirens([1, 2, 1], (15,))
+    _, b = sirens([1, 2, 1], (15,), seed=1)
+    _, report = weight_matching(spec, a, b, symmetries=PHASES, restarts=1)
+    choices = itertools.product(
+        itertools.permutations(range(2)),
+        itertools.product((1.0, -1.0), repeat=2),
+        itertools.product(range(-10, 11), repeat=2),
+    )
+    orders, signs, steps = (torch.tensor(values).unsqueeze(1) for values in zip(*choices, strict=True))
+    element = {"hidden0": orders, "sign(hidden0)": signs.double(), "phase(hidden0)": steps}
+    moved = spec.act(element, b)
+    squares = sum((a[name] - moved[name]).square().flatten(2).sum(2) for name in a)
+    least = squares.amin(0).sqrt()
+    torch.testing.assert_close(report.distance_after, least, rtol=1e-12, atol=0)
+
+
+def test_a_phase_by_hand():
+    """sin(w0 b) u with w0 = pi, where one step adds 1: b = 2.1, u = 3 is b = 0.1, u = 3, and b = 1.1, u = -3."""
+    spec = WeightSpec.mlp([1, 1, 1], activation="sine", w0=math.pi)
+
+    def weights(bias, reader):
+        tensors = {"layers.0.weight": [[1.0]], "layers.0.bias": [bias]}
+        tensors |= {"layers.1.weight": [[reader]], "layers.1.bias": [0.0]}
+        return {name: torch.tensor(values, dtype=DOUBLE) for name, values in tensors.items()}
+
+    _, report = weight_matching(spec, weights(0.1, 3.0), weights(2.1, 3.0), symmetries=("phase",))
+    assert report.element["phase(hidden0)"].tolist() == [-2]
+    assert report.distance_after.item() == pytest.approx(0, abs=1e-14)
+    _, report = weight_matching(spec, weights(0.1, -3.0), weights(1.3, 3.0), symmetries=("phase",))
+    assert report.element["phase(hidden0)"].tolist() == [-1]
+    assert report.distance_after.item() == pytest.approx(0.2)
+    # an odd step would bring the bias closer still, but turns the reader away
+    _, report = weight_matching(spec, weights(0.1, 3.0), weights(1.0, 3.0), symmetries=("phase",))
+    assert report.element["phase(hidden0)"].tolist() == [0]
+
+
+@settings(max_examples=20)
+@given(seed=seeds, restarts=st.integers(1, 3))
+def test_phases_keep_the_function_and_never_part_networks(seed, restarts):
+    spec, a = sirens((2, 9, 8, 2), (5,), seed)
+    _, b = sirens((2, 9, 8, 2), (5,), seed + 1)
+    net = MLP((2, 9, 8, 2), activation="sine", w0=30.0).double()
+    x = torch.rand(16, 2, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+    aligned, report = weight_matching(spec, a, b, symmetries=PHASES, restarts=restarts, seed=seed)
+    before, after = (vmap(lambda w: functional_call(net, w, (x,)))(weights) for weights in (b, aligned))
+    assert (after - before).abs().max() <= 1e-11 * before.abs().max()
+    assert (report.distance_after < report.distance_before).all()
+    for name, w in spec.act(report.element, b).items():
+        assert torch.equal(aligned[name], w)
+
+
+def test_every_sweep_more_with_phases_brings_them_no_further_apart():
+    spec, a = sirens([2, 12, 12, 1], (20,))
+    _, b = sirens([2, 12, 12, 1], (20,), seed=1)
+    distance, closest = None, {}
+    for sweeps in range(1, 6):
+        _, report = weight_matching(spec, a, b, symmetries=PHASES, max_sweeps=sweeps)
+        assert (
+            report.distance_after <= (report.distance_before if distance is None else distance) + 1e-12
+        ).all()
+        distance = report.distance_after
+    for symmetries in (PERMUTATION, BOTH, PHASES):
+        closest[symmetries] = weight_matching(spec, a, b, symmetries=symmetries)[1].distance_after.mean()
+    assert closest[PHASES] < closest[BOTH] < closest[PERMUTATION]
+
+
+def test_aligned_with_phases_nothing_is_left_to_do():
+    spec, a = sirens([2, 12, 12, 1], (10,), dtype=torch.float32)
+    _, b = sirens([2, 12, 12, 1], (10,), seed=1, dtype=torch.float32)
+    aligned, first = weight_matching(spec, a, b, symmetries=PHASES, restarts=1)
+    _, second = weight_matching(spec, a, aligned, symmetries=PHASES, restarts=1, seed=1)
+    identity = spec.identity()
+    for key, value in second.element.items():
+        assert torch.equal(value, identity[key].expand(value.shape))
+    torch.testing.assert_close(second.distance_before, first.distance_after, rtol=1e-6, atol=0)
+
+
 # -- what it promises --------------------------------------------------------------------------------------
 
 
@@ -212,7 +331,7 @@ def test_similarity_matrices_may_be_made_in_parts(monkeypatch):
     spec = SPECS["tanh"]
     a, b = pair_of(spec, (9,), dtype=DOUBLE)
     whole, _ = weight_matching(spec, a, b, symmetries=BOTH, restarts=3)
-    monkeypatch.setattr("weightspace.align._weight_matching._CHUNK", 200)
+    monkeypatch.setattr("weightspace.align._sweeps._CHUNK", 200)
     parts, _ = weight_matching(spec, a, b, symmetries=BOTH, restarts=3)
     assert_equal(parts, whole)
 
@@ -325,6 +444,24 @@ def test_autocast_does_not_round():
     assert torch.equal(found_report.objective, report.objective)
 
 
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e15), (torch.float32, 1e-15), (DOUBLE, 1e150)])
+def test_scale_does_not_matter(dtype, scale):
+    spec = SPECS["sine"]
+    a, b, element = planted(spec, BOTH, dtype=dtype)
+    _, report = weight_matching(
+        spec, *({n: scale * w for n, w in side.items()} for side in (a, b)), symmetries=BOTH
+    )
+    inverse = spec.invert(element)
+    assert_equal(report.element, {key: inverse[key] for key in report.element})
+
+
+def test_what_is_too_large_for_float64_is_named():
+    spec = SPECS["sine"]
+    a, b = ({n: 1e160 * w for n, w in side.items()} for side in pair_of(spec, dtype=DOUBLE))
+    with pytest.raises(SpecError, match=r"reference: expected finite values, .* has norm inf"):
+        weight_matching(spec, a, b)
+
+
 def test_statistics_move_and_do_not_count():
     spec = convolutional_spec()
     a, b, element = planted(spec, PERMUTATION)
@@ -383,12 +520,20 @@ def twice_signed_spec():
     )
 
 
+def shared_shift_spec():
+    """A phase that shifts numbers which units of another group share."""
+    tensors = {"b": TensorSpec.dense((3, 2), ["g", "h"]), "u": TensorSpec.dense((3,), ["g"])}
+    phase = Scaling("p", "g", "phase", (Exponent("u", 0, 0),), (Exponent("b", 0, 0),), 0.1)
+    return WeightSpec.build([Group("g", 3), Group("h", 2)], tensors, [phase])
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         (nested_spec(), r"group 'features' is nested within heads: not yet supported by weight_matching"),
         (repeated_spec(), r"'state' is repeated in a cell of tensor 'recurrent': not yet supported"),
         (twice_signed_spec(), r"'g' has the sign scalings s, t: more than one is not yet supported"),
+        (shared_shift_spec(), r"'g': its phase shifts what is not flipped unit by unit"),
         (
             WeightSpec(Frozen(), Frozen({"w": TensorSpec.dense((3,), [None], kind="statistic")})),
             "no parameters to match",
@@ -398,15 +543,15 @@ def twice_signed_spec():
 def test_what_is_not_supported_is_named(spec, message):
     weights = random_weights(spec)
     with pytest.raises(SpecError, match=message):
-        weight_matching(spec, weights, weights, symmetries=BOTH)
+        weight_matching(spec, weights, weights, symmetries=PHASES)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"symmetries": ("rotation",)}, "expected some of permutation, sign, found 'rotation'"),
-        ({"symmetries": ("permutation", "phase")}, "found 'phase'"),
-        ({"symmetries": ()}, "expected some of permutation, sign, found none"),
+        ({"symmetries": ("rotation",)}, "expected some of permutation, sign, phase, found 'rotation'"),
+        ({"symmetries": ("permutation", "positive")}, "found 'positive'"),
+        ({"symmetries": ()}, "expected some of permutation, sign, phase, found none"),
         ({"restarts": 0}, "restarts: expected at least 1, found 0"),
         ({"max_sweeps": -1}, "max_sweeps: expected at least 1, found -1"),
         ({"seed": -1}, "seed: expected at least 0, found -1"),
@@ -434,6 +579,10 @@ def without(weights, name):
         (
             lambda a, b: (a, {**b, "leave": b["leave"].index_fill(0, torch.tensor(2), torch.nan)}),
             "weights: expected finite values, but tensor 'leave' of pair 2 has norm nan",
+        ),
+        (
+            lambda a, b: ({**a, "enter": a["enter"] * 1e18}, {**b, "stem": b["stem"] * 3e18}),
+            r"weights: tensor 'stem' of pair \d has norm .*e\+19, whose products overflow float32",
         ),
         (lambda a, b: ({**a, "stem": a["stem"] / 0}, b), "reference: .* 'stem' of pair 0 has norm inf"),
         (lambda a, b: (a, {**b, "stem": b["stem"] + 1j}), "expected real parameters, found torch.complex64"),
