@@ -221,6 +221,28 @@ def _range(field: FieldInfo) -> str:
     return f"in {'[' if 'ge' in bound else '('}{low:g}, {high:g}{']' if 'le' in bound else ')'}"
 
 
+def importers() -> str:
+    from weightspace.zoo import IMPORTERS
+
+    rows = [
+        (f"`{n}`", _summary(cls), cls.expects.replace("*", r"\*"), cls.paper) for n, cls in IMPORTERS.items()
+    ]
+    return _table(("format", "what it reads", "files", "paper"), rows)
+
+
+def import_options() -> str:
+    from weightspace.zoo import IMPORTERS
+
+    return "\n\n".join(f"`{name}`:\n\n{_fields(cls.options_type)}" for name, cls in IMPORTERS.items())
+
+
+def exporters() -> str:
+    from weightspace.zoo import EXPORTERS
+
+    rows = [(f"`{n}`", _summary(cls), "weights, " + ", ".join(cls.keeps)) for n, cls in EXPORTERS.items()]
+    return _table(("format", "what it writes", "keeps"), rows)
+
+
 def tasks() -> str:
     from weightspace.tasks import TASKS
 
@@ -265,9 +287,12 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "copies": copies,
     "data-fields": data_fields,
+    "exporters": exporters,
     "families": families,
     "file-format": file_format,
     "hyperparameter-fields": hyperparameter_fields,
+    "import-options": import_options,
+    "importers": importers,
     "model-options": model_options,
     "models": models,
     "network-fields": network_fields,

@@ -12,6 +12,7 @@ from weightspace.models import MODELS
     [
         "batch_loading",
         "group_action",
+        "importing",
         "joining",
         "metanetwork_scaling",
         "metanetwork_speed",
@@ -94,3 +95,19 @@ def test_accuracy_is_predicted_within_and_across_architectures(load_program, tmp
     ]
     # what so few networks taught may be one number for all, which has no ranks; R2 is always there
     assert all(row["r2_low"] < row["r2_high"] and row["r2"] < 1 for row in rows)
+
+
+def test_embeddings_are_probed_on_both_zoos(load_program, tmp_path):
+    program = load_program("contrastive")
+    assert program.main(["--toy", "--work", str(tmp_path / "work"), "-o", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "contrastive.json").read_text())
+    expected = [*program.RAW, program.UNTRAINED, *program.CONTRASTIVE, program.SUPERVISED]
+    assert [row["title"] for row in report["rows"]] == expected
+    for row in report["rows"]:
+        assert 0 <= row["digit_accuracy"] <= 1
+        for label in ("frequency", "amplitude"):
+            # R2 and the squared error of one test split say the same
+            assert row[f"{label}_mse"] / (1 - row[f"{label}_r2"]) == pytest.approx(
+                report["rows"][0][f"{label}_mse"] / (1 - report["rows"][0][f"{label}_r2"]), rel=1e-3
+            )
+    assert str(tmp_path) not in json.dumps(report), "no local path in a result"

@@ -16,7 +16,7 @@ import pytest
 from weightspace.datagen import _generate, _shards, generate, join_shards, load_recipe
 from weightspace.datagen._shards import Part, ShardFolder, ShardState
 from weightspace.errors import ConfigError, DataError, OutputError
-from weightspace.zoo import Zoo, verify_digest
+from weightspace.zoo import Zoo, _locks, verify_digest
 
 SMALL = {"source.size": 8, "network.hidden": [8], "protocol.steps": 20, "shard": 3}
 PLAN = {"recipe": {"name": "a", "seed": 0}, "shard": 3, "device": "cpu", "data": "x"}
@@ -114,7 +114,7 @@ def test_a_lock_is_free_after_an_error(tmp_path):
 def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
     """Between opening the file and locking it the holder before us finishes and removes the folder."""
     folder = ShardFolder(tmp_path / "zoo.h5")
-    opened, removals = _shards._opened, []
+    opened, removals = _locks._opened, []
 
     def opened_then_removed(path):
         file = opened(path)
@@ -123,7 +123,7 @@ def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_anew(tmp_path, monke
             shutil.rmtree(folder.path)
         return file
 
-    monkeypatch.setattr(_shards, "_opened", opened_then_removed)
+    monkeypatch.setattr(_locks, "_opened", opened_then_removed)
     with folder.locked():
         assert removals
         with pytest.raises(OutputError, match="is being written by"), ShardFolder(folder.output).locked():
@@ -149,7 +149,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(_shards.fcntl, "flock", no_locks)
+    monkeypatch.setattr(_locks.fcntl, "flock", no_locks)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with ShardFolder(tmp_path / "zoo.h5").locked():

@@ -56,7 +56,11 @@ def test_options_have_two_names():
         ({"model": "cnn"}, {}, "model: expected one of dws, nfn, unf"),
         ({}, {"model": ["dws"]}, "model: "),
         ({}, {"options": 3}, "options: "),
-        ({"task": "dance"}, {}, "task: expected one of classification, editing, regression, found 'dance'"),
+        (
+            {"task": "dance"},
+            {},
+            "task: expected one of classification, contrastive, editing, regression, found 'dance'",
+        ),
         ({}, {"task": ["dance"]}, "task: "),
         (
             {"task": "regression"},

@@ -282,7 +282,9 @@ def test_a_class_that_training_did_not_know_is_refused(zoo, tmp_path, trained_ru
 
 def test_mistakes_are_found_before_the_run_directory_is_made(zoo, tmp_path):
     with pytest.raises(ConfigError, match="augment: expected some of permutation"):
-        fit(config_of(zoo, augment="mixup"), tmp_path / "run")
+        fit(config_of(zoo, augment="mixdown"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="positive: expected a weight space with the symmetry positive"):
+        fit(config_of(zoo, augment="positive"), tmp_path / "run")
     with pytest.raises(ZooError, match="file not found"):
         fit(config_of(tmp_path / "no.h5"), tmp_path / "run")
     foreign = Zoo({"inr": replace(Zoo.open(zoo)["inr"], architecture=None)}).save(tmp_path / "foreign.h5")

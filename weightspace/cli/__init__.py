@@ -19,9 +19,12 @@ _COMMANDS = (
     "plan",
     "generate",
     "join",
+    "import",
+    "export",
     "info",
     "show",
     "report",
+    "canonicalize",
     "train",
     "evaluate",
     "predict",
@@ -30,7 +33,7 @@ _COMMANDS = (
     "align",
     "merge",
 )
-_RESUMED = ("generate", "train")  # what these finished before Ctrl-C is kept
+_RESUMED = ("generate", "import", "canonicalize", "train")  # what these finished before Ctrl-C is kept
 
 # Typer carries its own copy of click in some releases and depends on click in others.
 _ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

@@ -21,7 +21,7 @@ def command(
     reference: Annotated[str, typer.Argument(metavar="A", help="The network that stays as it is.")],
     network: Annotated[str, typer.Argument(metavar="B", help="The network that is reordered.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
-    symmetries: Annotated[str, typer.Option(help="permutation, or permutation,sign.")] = "permutation",
+    symmetries: Annotated[str, typer.Option(help="Some of permutation,sign,phase.")] = "permutation",
     restarts: Annotated[int, typer.Option(min=1, help="Starts of the search; the best is kept.")] = 2,
     architecture: Architecture = None,
     seed: Annotated[int, typer.Option(help="Of the search.")] = 0,

@@ -20,6 +20,12 @@ def command(
     run: Annotated[Path, typer.Argument(help="A run directory that `weightspace train` wrote.")],
     zoo: Annotated[Path | None, typer.Argument(help="Another zoo that the metanetwork can read.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a contrastive run: the label or metric that a linear probe reads from embeddings."
+        ),
+    ] = None,
     population: PopulationNames = None,
     where: Annotated[
         str | None,
@@ -33,7 +39,14 @@ def command(
     from weightspace.tasks import evaluate
 
     report = evaluate(
-        run, zoo, split=split, population=population, where=where, device=device, skip_bad=skip_bad
+        run,
+        zoo,
+        split=split,
+        target=target,
+        population=population,
+        where=where,
+        device=device,
+        skip_bad=skip_bad,
     )
     which = counted(report.networks, report.skipped, split)
     text = f"{report.model} on {which} of {report.zoo}: {_scores(report.metrics, report.intervals)}\n{report.figure}"

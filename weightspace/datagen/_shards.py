@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from weightspace.errors import ConfigError, OutputError, WeightspaceError
-from weightspace.zoo import Zoo, atomic_path, canonical_json, verify_digest
+from weightspace.zoo import (
+    Zoo,
+    atomic_path,
+    canonical_json,
+    hold_lock,
+    lock_holder,
+    own_name,
+    verify_digest,
+)
 
 SAVE_EVERY = 120.0  # seconds between two states of a shard
-_LOCK_TRIES, _LOCK_PAUSE = 5, 0.1  # who is refused looks at the locks of others for a moment
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 T = TypeVar("T")
 
 
@@ -156,7 +158,7 @@ class ShardFolder:
             OutputError: the folder is none of shards, or one of another plan, or cannot be written.
         """
         # two parts that start with --overwrite at once: the later one has to see the plan of the earlier
-        with _lock(self.path / "lock-open", None, shared=False, wait=True):
+        with hold_lock(self.path / "lock-open", None, shared=False, wait=True):
             self.check(plan, overwrite=overwrite)
             if self.record.exists() and _difference(self.record, plan) is not None:
                 self._empty()
@@ -276,118 +278,26 @@ class ShardFolder:
         Raises:
             OutputError: another process writes them, or the folder cannot be written.
         """
-        me = f"process {os.getpid()} on {socket.gethostname()}"
+        me = own_name()
         with ExitStack() as stack:
             if part is None:
-                stack.enter_context(_lock(self.path / "lock", me, shared=False))
+                stack.enter_context(hold_lock(self.path / "lock", me, shared=False))
             else:
                 me = f"{me} (--shards {part})"
-                stack.enter_context(_lock(self.path / "lock", None, shared=True))
-                stack.enter_context(_lock(self.path / f"lock-{part.index}-of-{part.of}", me, shared=False))
+                stack.enter_context(hold_lock(self.path / "lock", None, shared=True))
+                stack.enter_context(
+                    hold_lock(self.path / f"lock-{part.index}-of-{part.of}", me, shared=False)
+                )
                 self._check_division(part)
             yield
 
     def _check_division(self, part: Part) -> None:
         """Parts of two divisions would overlap."""
         for entry in self.path.glob("lock-*-of-*"):
-            if not entry.name.endswith(f"-of-{part.of}") and (holder := _holder(entry)):
+            if not entry.name.endswith(f"-of-{part.of}") and (holder := lock_holder(entry)):
                 raise OutputError(
                     f"output: {self.path} is being written by {holder}; use the same number of parts, or wait for it"
                 )
-
-
-@contextmanager
-def _lock(path: Path, me: str | None, *, shared: bool, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file, in which the holder leaves its name; a shared one leaves none."""
-    with _locked_file(path, shared=shared, wait=wait) as file:
-        _sign(file, me or "")
-        try:
-            yield
-        finally:
-            if not shared:
-                _sign(file, "")
-
-
-def _locked_file(path: Path, *, shared: bool, wait: bool) -> TextIO:
-    tries = 0
-    while True:
-        file = _opened(path)
-        if file is None:
-            continue
-        if not _try_lock(file, path, shared=shared, wait=wait):
-            file.close()
-            tries += 1
-            if tries == _LOCK_TRIES:
-                raise OutputError(
-                    f"output: {path.parent} is being written by {_who(path)}; wait for it, or choose another name"
-                )
-            time.sleep(_LOCK_PAUSE)
-        # the holder before us may have joined the shards and removed the folder since we opened the file
-        elif _is_still(file, path):
-            return file
-        else:
-            file.close()
-
-
-def _try_lock(file: TextIO, path: Path, *, shared: bool, wait: bool = False) -> bool:
-    mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    try:
-        fcntl.flock(file, mode)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise OutputError(f"output: {path} cannot be locked ({error.strerror})") from None
-        warnings.warn(
-            f"the file system of {path.parent} has no locks: two processes that write the same zoo would not notice",
-            stacklevel=2,
-        )
-    return True
-
-
-def _is_still(file: TextIO, path: Path) -> bool:
-    try:
-        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
-
-
-def _opened(path: Path) -> TextIO | None:
-    """The file of a lock; None when the folder has vanished under our hands."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        return path.open("a+")
-    except FileNotFoundError:
-        if path.parent.parent.is_dir():
-            return None
-        raise OutputError(f"output: directory {path.parent.parent} does not exist") from None
-    except OSError as error:
-        raise OutputError(f"output: {path.parent} cannot be written ({error.strerror})") from None
-
-
-def _sign(file: TextIO, name: str) -> None:
-    with suppress(OSError):  # a full disk keeps nobody from holding the lock
-        file.truncate(0)
-        file.write(name)
-        file.flush()
-
-
-def _who(path: Path) -> str:
-    """Who holds a lock: one process, or those that make parts."""
-    names = [path.read_text().strip()] if path.exists() else []
-    names += [_holder(entry) for entry in path.parent.glob("lock-*-of-*")]
-    found = [name for name in dict.fromkeys(names) if name]
-    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return f"{found[0]}{others}" if found else "another process"
-
-
-def _holder(path: Path) -> str:
-    """Who holds the lock of a part; "" for nobody, even where a killed process left its name."""
-    try:
-        with path.open("r+") as file:
-            return "" if _try_lock(file, path, shared=True) else file.read().strip() or "another process"
-    except FileNotFoundError:
-        return ""
 
 
 def _is_lock(path: Path) -> bool:

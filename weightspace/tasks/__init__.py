@@ -2,9 +2,11 @@
 
 from weightspace.tasks._classification import Classification, ClassificationOptions
 from weightspace.tasks._config import TrainConfig, load_config, train_config
+from weightspace.tasks._contrastive import Contrastive, ContrastiveOptions, EmbeddingMetanetwork, nt_xent
 from weightspace.tasks._edit import EditReport, edit
 from weightspace.tasks._editing import Editing, EditingOptions, Renderer, blur, contrast, dilate, erode
 from weightspace.tasks._evaluate import EvaluateReport, evaluate
+from weightspace.tasks._linear_probe import LinearProbe
 from weightspace.tasks._metanetwork import Metanetwork, ResidualMetanetwork
 from weightspace.tasks._predict import PredictReport, predict
 from weightspace.tasks._registry import TASKS, Outputs, Task, TaskOptions, task_options
@@ -16,10 +18,14 @@ __all__ = [
     "TASKS",
     "Classification",
     "ClassificationOptions",
+    "Contrastive",
+    "ContrastiveOptions",
     "EditReport",
     "Editing",
     "EditingOptions",
+    "EmbeddingMetanetwork",
     "EvaluateReport",
+    "LinearProbe",
     "Metanetwork",
     "Outputs",
     "PredictReport",
@@ -40,6 +46,7 @@ __all__ = [
     "evaluate",
     "load_config",
     "load_run",
+    "nt_xent",
     "predict",
     "task_options",
     "train",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightspace.datasets import population_names
+from weightspace.datasets import ZooDataset, parse_augmentations, population_names
 from weightspace.devices import choose_device
-from weightspace.errors import WeightspaceError
+from weightspace.errors import ConfigError, WeightspaceError
 from weightspace.tasks._config import write_json
-from weightspace.tasks._registry import Task
+from weightspace.tasks._linear_probe import LinearProbe
+from weightspace.tasks._registry import TASKS, Task, task_options
 from weightspace.tasks._run import (
     OpenedPopulation,
     TrainedRun,
@@ -36,7 +39,8 @@ class EvaluateReport:
     ``reference`` are the scores of a trivial answer, such as leaving networks unedited; empty if the task knows of
     none. ``skipped`` counts networks that were left out because something of them is not finite. ``intervals`` are
     95 % confidence intervals of some of the scores, ``where`` the rows that were scored, and ``populations`` the
-    number of networks and the scores of each, where there are several.
+    number of networks and the scores of each, where there are several. With a ``target`` the scores are those of a
+    linear probe of it.
     """
 
     run: Path
@@ -52,6 +56,7 @@ class EvaluateReport:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     where: str | None = None
     populations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    target: str | None = None
 
 
 def evaluate(
@@ -59,6 +64,7 @@ def evaluate(
     zoo: str | Path | None = None,
     *,
     split: str = "test",
+    target: str | None = None,
     population: str | None = None,
     device: str = "auto",
     skip_bad: bool = False,
@@ -68,12 +74,15 @@ def evaluate(
 
     For another zoo or population than the run's own the names say which: ``evaluation-test-mine-1f0c9a3e.json`` holds
     the scores on the zoo ``mine.h5`` whose digest begins so, and ``evaluation-test-where-0b7cc1f3.json`` those of other
-    rows than the run's own.
+    rows than the run's own, ``evaluation-test-target-label.json`` those of a linear probe.
 
     Args:
         run: a finished run directory.
         zoo: another one, whose networks the metanetwork can read; the one that it was trained on by default.
         split: ``"train"``, ``"val"`` or ``"test"``.
+        target: of a run that gives embeddings, the label, hyperparameter or metric that a linear probe is to read from
+            them. It is fitted to the training split of the zoo that is scored (:class:`LinearProbe`), and has the scores
+            of classification for integers and of regression for other numbers. Without one the run's own task is scored.
         population: which one, for zoos with several; ``"all"``, or several between commas, for metanetworks that read
             networks of several weight spaces. That of the run by default.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -85,18 +94,32 @@ def evaluate(
         RunError: not a finished run, or the zoo holds networks that the metanetwork cannot read.
         ZooError: the zoo cannot be opened.
         TaskError: the zoo lacks the target, or holds networks with weights that are not finite.
-        ConfigError: an unknown split or population, or a ``where`` that does not suit the zoo or leaves nothing.
+        ConfigError: an unknown split or population, a ``where`` that does not suit the zoo or leaves nothing, or a
+            ``target`` for a run that gives no embeddings, or for several populations.
     """
     device = choose_device(device)
     trained = load_run(run)
-    config, task = trained.config, trained.task
+    config = trained.config
     chosen = config.where if where is None else where or None
-    opened = open_splits(
-        trained, zoo, split, target=config.target, population=population, skip_bad=skip_bad, where=chosen
+    opening = partial(
+        open_splits,
+        trained,
+        zoo,
+        population=population,
+        skip_bad=skip_bad,
+        where=chosen,
+        target=target or config.target,
     )
-    name = f"{split}{_suffix(trained, opened[0].dataset.zoo, population, chosen)}"
+    if target is not None:
+        _check_probed(trained, target)
+    opened = opening(split)
+    name = f"{split}{_suffix(trained, opened[0].dataset.zoo, population, chosen, target)}"
     with guard(trained, device):
-        parts = [_answered(trained, part, device) for part in opened]
+        if target is None:
+            task, parts = trained.task, [_answered(trained, part, device) for part in opened]
+        else:
+            task, answers = _probed(trained, opening("train"), opening("val"), opened, device)
+            parts = [answers]
     whole = _joined(parts)
     report = EvaluateReport(
         run=trained.path,
@@ -104,7 +127,7 @@ def evaluate(
         task=config.task,
         model=config.model,
         split=split,
-        networks=len(whole.readout),
+        networks=len(whole.unit),
         metrics=task.scores(whole.readout, whole.targets),
         figure=trained.path / f"{name}.png",
         skipped=sum(part.dataset.skipped for part in opened),
@@ -112,8 +135,10 @@ def evaluate(
         intervals=task.intervals(whole.readout, whole.targets, whole.unit),
         where=chosen,
         populations=_by_population(task, opened, parts) if len(opened) > 1 else {},
+        target=target,
     )
-    title = f"{config.model}, {split}, {task.monitor} {report.metrics[task.monitor]:.3f}"
+    probed = "" if target is None else f"{target} from a linear probe, "
+    title = f"{config.model}, {split}, {probed}{task.monitor} {report.metrics[task.monitor]:.3f}"
     task.figure(whole.readout, whole.targets, report.figure, title, reference=whole.reference)
     summary = {**report.__dict__, "run": str(report.run), "figure": report.figure.name}
     write_json(trained.path / f"evaluation-{name}.json", summary)
@@ -133,11 +158,58 @@ class _Answers:
 def _answered(trained: TrainedRun, part: OpenedPopulation, device: str) -> _Answers:
     dataset, task = part.dataset, trained.task
     dataset.targets = task.targets(dataset)
+    if task.copies > 1:
+        dataset.copies, dataset.seed = task.copies, trained.config.seed
+        dataset.augment = parse_augmentations(trained.config.augment)
     reference = task.reference(dataset)
     readout, targets = outputs_of(part.network, task, dataset, device, trained.config.batch_size)
-    # networks of one item, such as a network and its pruned copies, are no more independent than checkpoints
-    unit = dataset.population.source[dataset.population.network[dataset.rows]]
-    return _Answers(readout, targets, reference, unit)
+    return _Answers(readout, targets, reference, _unit(dataset))
+
+
+def _unit(dataset: ZooDataset) -> np.ndarray:
+    """Networks of one item, such as a network and its pruned copies, are no more independent than checkpoints."""
+    unit: np.ndarray = dataset.population.source[dataset.population.network[dataset.rows]]
+    return unit
+
+
+def _check_probed(trained: TrainedRun, target: str) -> None:
+    """Raise ConfigError for a run of which there is no linear probe."""
+    if not trained.task.embeds:
+        raise ConfigError(
+            f"target: expected none for task {trained.task.name}, which is scored on what it was trained for, found "
+            f"{target!r}; linear probes are for tasks that give embeddings"
+        )
+
+
+def _probed(
+    trained: TrainedRun,
+    train: Sequence[OpenedPopulation],
+    val: Sequence[OpenedPopulation],
+    scored: Sequence[OpenedPopulation],
+    device: str,
+) -> tuple[Task, _Answers]:
+    """What a linear probe of the embeddings says, and the task whose scores it gets.
+
+    Raises:
+        ConfigError: networks of several populations.
+    """
+    if len(scored) > 1:
+        raise ConfigError(f"population: expected one for a linear probe, found {len(scored)}")
+    parts = [opened[0] for opened in (train, val, scored)]
+    fitted_to, dataset = parts[0].dataset, parts[2].dataset
+    name = "regression" if fitted_to.targets.is_floating_point() else "classification"
+    task = TASKS[name].from_data(fitted_to, task_options(name))
+    targets = [task.targets(part.dataset) for part in parts]
+    features = [_embedding(trained, part, device) for part in parts]
+    train_pair, val_pair = zip(features[:2], targets[:2], strict=True)
+    probe = LinearProbe.fit(train_pair, val_pair, classes=task.classes)
+    return task, _Answers(probe(features[2]), targets[2], None, _unit(dataset))
+
+
+def _embedding(trained: TrainedRun, part: OpenedPopulation, device: str) -> Tensor:
+    """Embeddings of networks as they are, (networks, features)."""
+    readout, _ = outputs_of(part.network, trained.task, part.dataset, device, trained.config.batch_size)
+    return torch.stack(list(trained.task.predictions(readout).values()), dim=1)
 
 
 def _joined(parts: Sequence[_Answers]) -> _Answers:
@@ -159,15 +231,17 @@ def _by_population(
     """How many networks each population has, and its scores."""
     return {
         part.name: {
-            "networks": len(answers.readout),
+            "networks": len(answers.unit),
             "metrics": task.scores(answers.readout, answers.targets),
         }
         for part, answers in zip(opened, parts, strict=True)
     }
 
 
-def _suffix(trained: TrainedRun, zoo: Zoo, population: str | None, where: str | None) -> str:
-    """What tells results on another zoo, other populations or other rows from those on the run's own."""
+def _suffix(
+    trained: TrainedRun, zoo: Zoo, population: str | None, where: str | None, target: str | None
+) -> str:
+    """What tells results on another zoo, other populations, other rows or a probe from those on the run's own."""
     parts: list[str] = []
     assert zoo.path is not None
     if zoo.digest != digest_of(trained.path):
@@ -177,6 +251,8 @@ def _suffix(trained: TrainedRun, zoo: Zoo, population: str | None, where: str | 
         parts.append(names[0] if len(names) == 1 else f"{len(names)}-populations-{_hashed(','.join(names))}")
     if where != trained.config.where:
         parts.append(f"where-{_hashed(where or '')}" if where else "where-all")
+    if target is not None:
+        parts.append(f"target-{re.sub(r'[^A-Za-z0-9_.]+', '-', target)}")
     return "".join(f"-{part}" for part in parts)
 
 

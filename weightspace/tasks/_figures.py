@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves, confusion matrices, scatter plots, and images before and after."""
+"""Figures of a run: learning curves, confusion matrices, scatter plots, histograms, and images before and after."""
 
 from __future__ import annotations
 
@@ -91,4 +91,21 @@ def draw_edits(rows: Mapping[str, np.ndarray], path: Path, title: str, *, column
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name)
     figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_similarities(values: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """One histogram for each kind of pair, of the cosines between their embeddings, each with an area of 1."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    known = {name: cosines for name, cosines in values.items() if len(cosines)}
+    low = min((float(cosines.min()) for cosines in known.values()), default=-1.0)
+    for name, cosines in known.items():
+        axes.hist(
+            cosines, bins=np.linspace(min(low, 0.99), 1.0, 60).tolist(), density=True, alpha=0.6, label=name
+        )
+    axes.set(xlabel="cosine of two embeddings", ylabel="density", title=title)
+    axes.legend()
     figure.savefig(path, dpi=120)

@@ -82,7 +82,9 @@ class TrainedRun:
             if same_spec:
                 network.load_state_dict(self.network.state_dict())
             else:
-                network.model.load_state_dict(self.network.model.state_dict())
+                for name, part in network.named_children():
+                    if name != "normalisation":  # which follows from the spec here
+                        part.load_state_dict(self.network.get_submodule(name).state_dict())
         except (WeightspaceError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise RunError(f"run {self.path}: cannot read the networks of {where}: {reason}") from None
@@ -340,17 +342,19 @@ def batches_of(
     for weights, targets in dataset.batches(batch_size):
         with torch.no_grad():
             outputs = network({name: w.to(device) for name, w in weights.items()})
-        _check_finite(outputs, dataset, at)
-        at += len(targets)
+        count = len(targets) // dataset.copies
+        _check_finite(outputs, dataset, at, count)
+        at += count
         yield outputs, targets
 
 
-def _check_finite(outputs: Outputs, dataset: ZooDataset, at: int) -> None:
+def _check_finite(outputs: Outputs, dataset: ZooDataset, at: int, count: int) -> None:
+    """Of ``count`` members of a data set from ``at`` on, or of several copies of them."""
     tensors: Mapping[str, Tensor] = {"": outputs} if isinstance(outputs, Tensor) else outputs
     for tensor in tensors.values():
         bad = ~tensor.flatten(1).isfinite().all(-1)
         if bad.any():
-            row = int(dataset.rows[at + int(bad.nonzero()[0])])
+            row = int(dataset.rows[at + int(bad.nonzero()[0]) % count])
             raise TaskError(
                 f"zoo {dataset.zoo.path}: the metanetwork's output for row {row} is NaN or infinite; its weights "
                 "are far from those of the training split"

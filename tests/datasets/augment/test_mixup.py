@@ -106,7 +106,9 @@ def test_an_aligned_partner_is_the_match_and_closer_than_the_partner_itself(net)
     assert distance["permuted"].mean().item() == pytest.approx(distance["direct"].mean().item(), rel=0.1)
     kinds = [kind for kind in ("permutation", "sign", "phase") if kind in batch.spec.symmetries]
     others = {name: w[partner] for name, w in batch.weights.items()}
-    _, report = weight_matching(batch.spec, batch.weights, others, symmetries=kinds, restarts=1, first="layers")
+    _, report = weight_matching(
+        batch.spec, batch.weights, others, symmetries=kinds, restarts=1, first="layers"
+    )
     torch.testing.assert_close(distance["aligned"], report.distance_after[share < 0.9], rtol=1e-3, atol=1e-3)
 
 
