@@ -33,7 +33,7 @@ CONDITIONS = {
     "direct MixUp": "mixup(direct)",
     "permuted MixUp": "mixup(permuted)",
     "aligned MixUp": "mixup(aligned)",
-    "combination": "rotation(10), scaling(0.1), translation(0.1), sign, noise(0.05), mixup(aligned)",
+    "sign + noise + aligned MixUp": "sign, noise(0.05), mixup(aligned)",
 }
 # smaller than the defaults, so that a study of some thirty runs fits into hours on two cores
 MODELS: dict[str, dict[str, Any]] = {

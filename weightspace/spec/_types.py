@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
@@ -41,10 +42,14 @@ _Value = TypeVar("_Value")
 class Frozen(Mapping[str, _Value], Generic[_Value]):
     """An ordered, immutable, hashable mapping from names."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_hash", "_items")
 
     def __init__(self, items: Mapping[str, _Value] | Sequence[tuple[str, _Value]] = ()) -> None:
         self._items: dict[str, _Value] = dict(items)
+        self._hash: int | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._items,)  # without the hash, which is another in every process
 
     def __getitem__(self, key: str) -> _Value:
         return self._items[key]
@@ -56,7 +61,9 @@ class Frozen(Mapping[str, _Value], Generic[_Value]):
         return len(self._items)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._items.items()))
+        if self._hash is None:  # specs are keys of caches that every batch asks
+            self._hash = hash(tuple(self._items.items()))
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         """Equal means the same items in the same order, as order is that of the forward pass."""
@@ -383,7 +390,7 @@ class WeightSpec:
     @property
     def num_parameters(self) -> int:
         """Number of elements of all tensors: the length P of a flattened network."""
-        return sum(tensor.numel for tensor in self.tensors.values())
+        return sum(_parts(self)[0])
 
     @property
     def symmetries(self) -> tuple[Symmetry, ...]:
@@ -419,11 +426,12 @@ class WeightSpec:
             raise SpecError(
                 f"flat weights: expected {self.num_parameters} parameters on the last axis, found {flat.shape[-1]}"
             )
-        parts = flat.split([tensor.numel for tensor in self.tensors.values()], dim=-1)
+        sizes, shapes = _parts(self)
+        batch = flat.shape[:-1]
+        # a slice of a flattened batch is not contiguous, but its last axis alone can be split in place
         return {
-            # a slice of a flattened batch is not contiguous, but its last axis alone can be split in place
-            name: part.unflatten(-1, tensor.shape) if tensor.shape else part[..., 0]
-            for (name, tensor), part in zip(self.tensors.items(), parts, strict=True)
+            name: part.view(*batch, *shape)
+            for (name, shape), part in zip(shapes.items(), flat.split(sizes, dim=-1), strict=True)
         }
 
     def batch_shape(self, weights: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -547,6 +555,13 @@ class WeightSpec:
             cells = " + ".join(_cell_text(cell) for cell in tensor.cells)
             lines.append(f"  {name:<{width}} {cells}")
         return "\n".join(lines)
+
+
+@lru_cache(maxsize=64)  # every batch is split
+def _parts(spec: WeightSpec) -> tuple[list[int], dict[str, tuple[int, ...]]]:
+    """The sizes of all tensors, and their shapes."""
+    tensors = spec.tensors.items()
+    return [tensor.numel for _, tensor in tensors], {name: tensor.shape for name, tensor in tensors}
 
 
 def _by_name(things: Iterable[Any]) -> dict[str, Any]:

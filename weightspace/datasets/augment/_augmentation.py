@@ -145,6 +145,8 @@ def moved(batch: Batch, element: Element) -> Batch:
     targets = batch.targets
     if isinstance(targets, dict):
         targets = acted(batch, element, targets)
+    if len(batch.shape) == 1:
+        return batch.with_flat(act_flat(batch.spec, element, batch.flat()), targets=targets)
     return batch.with_(weights=acted(batch, element, batch.weights), targets=targets)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ class Batch:
         signal: how outputs are read, for coordinate networks.
         siblings: given draws, the weights of another view of each network's item; None where that is not known.
 
+    Attributes:
+        shape: the batch axes of the weights: networks, and checkpoints where they are trajectories.
+
     Raises:
         SpecError: weights that do not fit the spec.
         ConfigError: weights without a batch axis, or another number of targets.
@@ -58,9 +61,12 @@ class Batch:
     classes: int | None = None
     signal: Signal = Signal()
     siblings: Callable[[Draws], Weights] | None = None
+    shape: tuple[int, ...] = field(init=False, compare=False)
+    _flat: Tensor | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         shape = self.spec.batch_shape(self.weights)
+        self.__dict__.update(shape=shape, _flat=None)
         if not shape:
             raise ConfigError("batch: expected weights with a leading batch axis, found those of one network")
         if self.targets is None:
@@ -75,14 +81,27 @@ class Batch:
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The batch axes of the weights: networks, and checkpoints where they are trajectories."""
-        return self.spec.batch_shape(self.weights)
-
     def with_(self, **changes: Any) -> Batch:
-        """A copy in which some fields are others."""
-        return replace(self, **changes)
+        """A copy in which some fields are others; only its shape is looked at."""
+        other = object.__new__(Batch)
+        if "weights" in changes:
+            name, tensor = next(iter(changes["weights"].items()))
+            shape = tuple(tensor.shape[: tensor.ndim - len(self.spec.shape_of(name))])
+            changes = {"shape": shape, "_flat": None, **changes}
+        other.__dict__.update({**self.__dict__, **changes})
+        return other
+
+    def flat(self) -> Tensor:
+        """The weights flattened, ``(*shape, parameters)``; not to be changed in place."""
+        if self._flat is None:
+            self.__dict__["_flat"] = self.spec.flatten(self.weights)
+        found = self._flat
+        assert found is not None
+        return found
+
+    def with_flat(self, flat: Tensor, **changes: Any) -> Batch:
+        """A copy with other weights, given flattened."""
+        return self.with_(weights=self.spec.unflatten(flat), _flat=flat, **changes)
 
     @property
     def device(self) -> torch.device:

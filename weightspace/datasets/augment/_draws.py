@@ -58,10 +58,11 @@ class Draws:
             hashlib.blake2b(struct.pack("<qq", seed, epoch), digest_size=8).digest(), "little"
         )
         low, high = salt & _LOW, salt >> 32
-        number, upper = items & _LOW, (items >> 32) & _LOW
-        first = _mixed(number ^ low)
-        second = _mixed((_mixed(number + high) ^ upper) & _LOW)
-        return cls((second << 32) | first)
+        if items.device.type == "cpu":
+            from weightspace.datasets.augment._kernels import make_keys
+
+            return cls(torch.from_numpy(make_keys(items.numpy(), np.uint32(low), np.uint32(high))))
+        return cls(item_keys(items, low, high))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -109,6 +110,14 @@ class Draws:
         salt = (self._calls * _STEP) & _LOW
         low, high = self.keys & _LOW, (self.keys >> 32) & _LOW
         return _mixed(low ^ salt), _mixed((high + salt) & _LOW)
+
+
+def item_keys(items: Tensor, low: int, high: int) -> Tensor:
+    """What the compiled kernel computes, on any device: a key for every number and the two halves of a salt."""
+    number, upper = items & _LOW, (items >> 32) & _LOW
+    first = _mixed(number ^ low)
+    second = _mixed((_mixed((number + high) & _LOW) ^ upper) & _LOW)
+    return (second << 32) | first
 
 
 def uniform_numbers(low: Tensor, high: Tensor, count: int) -> Tensor:

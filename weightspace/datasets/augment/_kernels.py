@@ -39,6 +39,20 @@ def _bits(low, high, at):
     return _mixed(np.uint32(_mixed(np.uint32(np.uint32(at * STEP) ^ low)) + high))
 
 
+@njit(cache=True, nogil=True)
+@no_type_check
+def make_keys(items, low, high):
+    """What :func:`weightspace.datasets.augment._draws.item_keys` computes."""
+    keys = np.empty(len(items), np.int64)
+    for at in range(len(items)):
+        number = np.uint32(items[at] & np.int64(0xFFFFFFFF))
+        upper = np.uint32((items[at] >> np.int64(32)) & np.int64(0xFFFFFFFF))
+        first = _mixed(np.uint32(number ^ low))
+        second = _mixed(np.uint32(_mixed(np.uint32(number + high)) ^ upper))
+        keys[at] = np.int64(np.uint64(second) << np.uint64(32)) | np.int64(first)
+    return keys
+
+
 @njit(cache=True, nogil=True, inline="always")
 @no_type_check
 def _halves(key, call):

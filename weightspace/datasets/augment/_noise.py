@@ -37,12 +37,12 @@ class GaussianNoise(Augmentation):
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:
         """One draw for all tensors together."""
-        flat = batch.spec.flatten(batch.weights)
+        flat = batch.flat()
         rows = flat.reshape(len(batch), -1, flat.shape[-1])
         noise = draws.normal(*rows.shape[1:])
         sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
         noisy = _with_noise(rows, noise, sizes, self.scale)
-        return batch.with_(weights=batch.spec.unflatten(noisy.view(flat.shape)))
+        return batch.with_flat(noisy.view(flat.shape))
 
 
 def _with_noise(values: Tensor, noise: Tensor, sizes: list[int], scale: float) -> Tensor:
@@ -75,9 +75,9 @@ class WeightDropout(Augmentation):
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:
         """One draw per weight."""
-        flat = batch.spec.flatten(batch.weights)
+        flat = batch.flat()
         kept = draws.uniform(*flat.shape[1:]) >= self.p
-        return batch.with_(weights=batch.spec.unflatten(flat * kept.to(flat.dtype)))
+        return batch.with_flat(flat * kept.to(flat.dtype))
 
 
 @AUGMENTATIONS.register("quantile", keeps="approximately", effect="slightly another", paper=SHAMSIAN)
@@ -99,13 +99,11 @@ class QuantileDropout(Augmentation):
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:
         """One quantile per network and tensor."""
-        flat = batch.spec.flatten(batch.weights)
+        flat = batch.flat()
         sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
         quantiles = draws.uniform(*flat.shape[1:-1], len(sizes)) * self.most
         parts = zip(flat.split(sizes, -1), quantiles.unbind(-1), strict=True)
-        return batch.with_(
-            weights=batch.spec.unflatten(torch.cat([_without(part, q) for part, q in parts], -1))
-        )
+        return batch.with_flat(torch.cat([_without(part, q) for part, q in parts], -1))
 
 
 def _without(weights: Tensor, quantile: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ class FileImporter(Importer):
 
     def __init__(self, source: Path, options: Any, *, skip_bad: bool = False) -> None:
         super().__init__(source, options, skip_bad=skip_bad)
-        self._states = StateReader()
+        self._states, self._base = StateReader(), os.path.join(source, "")
         self._known: dict[Hashable, str] = {}
         self._first = ""
 
@@ -145,7 +146,7 @@ class FileImporter(Importer):
         """
         if path.endswith(SAFE):
             return read_tensors(self.source / path)[0]
-        return self._states.read(self.source / path)
+        return self._states.read(f"{self._base}{path}")
 
     def kind(self, note: Note) -> Hashable:
         """What, beside names and shapes, makes two networks of different architecture."""

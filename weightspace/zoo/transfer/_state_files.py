@@ -38,7 +38,7 @@ class StateReader:
     def __init__(self) -> None:
         self._plans: dict[bytes, Any] = {}
 
-    def read(self, path: Path) -> Any:
+    def read(self, path: str | Path) -> Any:
         """What ``torch.save`` was given: tensors in dictionaries, lists and tuples, and plain values.
 
         Raises:
@@ -46,7 +46,8 @@ class StateReader:
                 reason, without the name of the file.
         """
         try:
-            content = bytearray(path.read_bytes())
+            with open(path, "rb") as file:
+                content = bytearray(file.read())
             archive = _Archive.parse(content)
             plan = None if archive is None else self._plan(archive, content)
             if archive is None or plan is None:
@@ -80,7 +81,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DataError(f"not a readable safetensors file ({error})") from None
 
 
-def _load(file: io.BytesIO | Path) -> Any:
+def _load(file: io.BytesIO | str | Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
