@@ -49,8 +49,15 @@ def trajectories(networks=8, checkpoints=3):
     return Zoo({"inr": population})
 
 
+def coarse_zoo():
+    """Networks of few different weights: many of them zero, and many units equal."""
+    inr = tiny_zoo()["inr"]
+    return Zoo({"inr": replace(inr, weights=np.round(2 * inr.weights) / 2)})
+
+
 ZOOS = {
     "sine": tiny_zoo,
+    "coarse": coarse_zoo,
     "relu": relu_zoo,
     "trajectories": trajectories,
     "half": lambda: in_dtype(tiny_zoo(), "float16"),
