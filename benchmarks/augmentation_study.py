@@ -1,7 +1,8 @@
 """What do augmentations bring? Metanetworks trained with each on Fashion-MNIST INRs, one view of each image.
 
 Every run is what `weightspace train` does, with `--augment` alone changed, on the first 1,000, 2,500 or 5,000 networks of
-the training split; the validation split picks the epoch, the test split judges. Runs that are finished are not repeated.
+the training split; the validation split picks the epoch. All are judged on the same networks: the test split, and those of
+the training split beyond the first 5,000, which no run was trained on. Runs that are finished are not repeated.
 
     python benchmarks/augmentation_study.py --data-root DIR --zoo fashion-9k.h5 --runs runs
 """
@@ -13,7 +14,7 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -64,6 +65,7 @@ class Job:
     seed: int
     epochs: int
     zoo: Path
+    held_out: Path
     run: Path
 
 
@@ -81,6 +83,20 @@ def subset(zoo: Path, networks: int, folder: Path) -> Path:
             np.concatenate([train[:networks], *(population.rows_of(split) for split in SPLITS[1:])])
         )
         Zoo({name: _of_rows(population, kept)}, whole.sources, whole.recipe).save(path)
+    return path
+
+
+def held_out(zoo: Path, networks: int, folder: Path) -> Path:
+    """A zoo of the test split and the networks of the training split beyond the first ones; made unless it is there."""
+    path = folder / f"{zoo.stem}-beyond-{networks}.h5"
+    if not path.exists():
+        whole = Zoo.open(zoo)
+        (name,) = whole
+        population = whole[name]
+        kept = np.sort(np.concatenate([population.rows_of("train")[networks:], population.rows_of("test")]))
+        others = _of_rows(population, kept)
+        test = np.full_like(others.split, SPLITS.index("test"))
+        Zoo({name: replace(others, split=test)}, whole.sources, whole.recipe).save(path)
     return path
 
 
@@ -121,11 +137,12 @@ def run_job(job: Job) -> dict[str, Any]:
         "seed": job.seed,
     }
     report = train(train_config(values, MODELS[job.model]), job.run, progress=False)
-    tested = evaluate(job.run, split="test")
+    tested = evaluate(job.run, job.held_out, split="test")
     last = (job.run / "metrics.csv").read_text().splitlines()
     fitted = dict(zip(last[0].split(","), last[-1].split(","), strict=True))["train_accuracy"]
     found = {
         "accuracy": tested.metrics["accuracy"],
+        "judged": tested.networks,
         "validation": report.metrics["accuracy"],
         "fitted": float(fitted),
         "minutes": report.seconds / 60,
@@ -232,20 +249,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.toy:
         arguments.epochs, arguments.sizes, arguments.seeds, arguments.jobs = 1, "12", "0,1", 1
     setting = _inrs.prepare(arguments, "augmentation_study.py", argv, "lightning")
+    judging = held_out(arguments.zoo, 12 if arguments.toy else 5000, arguments.runs)
+    setting["judged on"] = f"{Zoo.open(judging)['inr'].rows:,} networks that no run was trained on"
     jobs = [
-        Job(
-            model,
-            condition,
-            int(size),
-            int(seed),
-            arguments.epochs,
-            subset(arguments.zoo, int(size), arguments.runs),
-            run,
-        )
+        Job(model, condition, int(size), int(seed), arguments.epochs, zoo, judging, run)
         for seed in arguments.seeds.split(",")
         for size in arguments.sizes.split(",")
         for condition in arguments.conditions.split(",")
         for model in arguments.models.split(",")
+        for zoo in [subset(arguments.zoo, int(size), arguments.runs)]
         for run in [
             arguments.runs / f"{model}-{condition.replace(' ', '-')}-{size}-{arguments.epochs}-{seed}"
         ]

@@ -274,6 +274,8 @@ def test_mistakes_write_nothing(tmp_path):
         draw_augmented(zoo, Permutation(), path, count=0)
     with pytest.raises(ConfigError, match="found 8, 3 and 0"):
         draw_augmented(zoo, [], path)
+    with pytest.raises(ConfigError, match="seed: expected at least 0, found -1"):
+        draw_augmented(zoo, Permutation(), path, seed=-1)
     with pytest.raises(ZooError, match="expected one of inr, found 'other'"):
         draw_augmented(zoo, Permutation(), path, population="other")
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,7 @@
 """The fast action on flattened networks is the action."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -82,13 +84,49 @@ def test_by_hand():
 @pytest.mark.parametrize(
     ("element", "message"),
     [
-        ({"hidden0": torch.tensor([[0, 9]] * 2)}, "holds numbers of units that its group does not have"),
-        ({"hidden0": torch.tensor([[0, -1]] * 2)}, "holds numbers of units that its group does not have"),
+        ({"hidden0": torch.tensor([[0, 9]] * 2)}, "should be a permutation of 0 to 1"),
+        ({"hidden0": torch.tensor([[0, -1]] * 2)}, "should be a permutation of 0 to 1"),
+        ({"hidden0": torch.tensor([[0, 1], [1, 1]])}, "found 1 more than once in row"),
+        ({"hidden0": torch.tensor([[0.0, 1.0]] * 2)}, "should hold whole numbers"),
+        ({"sign(hidden0)": torch.tensor([[1.0, 0.5]] * 2)}, "should hold 1 and -1, found 0.5"),
+        ({"sign(hidden0)": torch.tensor([[1.0, math.nan]] * 2)}, "should hold 1 and -1, found nan"),
         ({"hidden0": torch.tensor([[0, 1]])}, r"'hidden0' should have shape \[2, 2\], found \[1, 2\]"),
-        ({"other": torch.tensor([[0, 1]] * 2)}, "the spec has no group or scaling 'other'"),
+        ({"other": torch.tensor([[0, 1]] * 2)}, "'other' is neither a group nor a scaling of this spec"),
     ],
 )
 def test_what_is_no_element_is_refused(element, message):
     spec = WeightSpec.mlp([1, 2, 1], activation="tanh")
     with pytest.raises(SpecError, match=message):
         act_flat(spec, element, torch.zeros(2, spec.num_parameters))
+
+
+@pytest.mark.parametrize(
+    ("activation", "name", "values", "message"),
+    [
+        ("relu", "positive(hidden0)", [1.0, 0.0], "should hold finite factors above 0, found 0.0"),
+        ("relu", "positive(hidden0)", [1.0, math.inf], "should hold finite factors above 0, found inf"),
+        ("sine", "phase(hidden0)", [1.0, 0.3], "should hold whole numbers"),
+    ],
+)
+def test_scalings_that_keep_no_function_are_refused(activation, name, values, message):
+    spec = WeightSpec.mlp([1, 2, 1], activation=activation)
+    assert name in spec.scalings
+    with pytest.raises(SpecError, match=message):
+        act_flat(spec, {name: torch.tensor([values] * 3)}, torch.zeros(3, spec.num_parameters))
+
+
+@pytest.mark.parametrize("of", ["networks", "element"])
+def test_gradients_flow_as_through_the_action(of):
+    spec = NAMED["relu"]
+    element = spec.random_element((2,))
+    flat = torch.randn(2, spec.num_parameters)
+    through = flat if of == "networks" else element["positive(hidden0)"]
+    through.requires_grad_()
+    coefficients = torch.randn_like(flat)
+    (found,) = torch.autograd.grad((act_flat(spec, element, flat) * coefficients).sum(), through)
+    moved = spec.flatten(spec.act(element, spec.unflatten(flat)))
+    (expected,) = torch.autograd.grad((moved * coefficients).sum(), through)
+    assert found.abs().sum() > 0
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        assert torch.equal(act_flat(spec, element, flat), act_flat(spec, element, flat.detach()))

@@ -118,6 +118,11 @@ def test_without_negatives_the_loss_and_its_gradient_are_zero():
     assert bool((x.grad == 0).all())
 
 
+def test_negatives_that_are_left_out_stay_so_at_any_temperature():
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    assert float(nt_xent(opposite, torch.tensor([0, 0]), temperature=1e-5)) == 0.0
+
+
 def test_scores_by_hand():
     """Two items at right angles: every copy finds the other; one that stands among strangers does not."""
     task = Contrastive(ContrastiveOptions(dimensions=2, projection=0, temperature=1.0))
@@ -319,6 +324,14 @@ def test_constant_features_and_classes_that_training_lacks_do_no_harm():
     assert bool((probe(x).argmax(-1) != 1).all())
 
 
+def test_a_feature_of_one_value_is_not_divided_by_rounding():
+    x, y = data(4)
+    x = x.double()
+    x[:, 0] = 0.1
+    assert float(x[:, 0].std(correction=0)) != 0
+    assert float(LinearProbe.fit((x, y[:, 0]), (x, y[:, 0])).std[0]) == 1.0
+
+
 # -- mistakes ----------------------------------------------------------------------------------------------
 
 
@@ -366,6 +379,27 @@ def test_probes_are_for_embeddings(zoo, trained, tmp_path):
         evaluate(tmp_path / "run", target="label", device="cpu")
     with pytest.raises(TaskError, match="target: the zoo has no label or metric 'colour'"):
         evaluate(trained.run, target="colour", device="cpu")
+    with pytest.raises(ConfigError, match="target: expected a label, hyperparameter or metric, found ''"):
+        evaluate(trained.run, target="", device="cpu")
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_probe_of_what_is_not_finite_or_of_nothing_is_refused(part):
+    x, y = data(3)
+    bad = x.clone()
+    bad[4, 1] = torch.nan
+    wrong = y[:, 0].clone()
+    wrong[2] = torch.inf
+    for broken, message in {
+        (bad, y[:, 0]): "row 4 of the features",
+        (x, wrong): "row 2 of the targets",
+    }.items():
+        parts = {"train": (x, y[:, 0]), "val": (x, y[:, 0]), part: broken}
+        with pytest.raises(TaskError, match=rf"linear probe: {message} for {part} is NaN or infinite"):
+            LinearProbe.fit(*parts.values())
+    parts = {"train": (x, y[:, 0]), "val": (x, y[:, 0]), part: (x[:0], y[:0, 0])}
+    with pytest.raises(TaskError, match=rf"linear probe: expected features for {part}, found none"):
+        LinearProbe.fit(*parts.values())
 
 
 def test_a_network_with_an_infinite_output_is_named_by_its_row(zoo, trained, tmp_path):

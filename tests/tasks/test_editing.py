@@ -353,3 +353,12 @@ def test_a_run_of_another_version_is_refused(trained, tmp_path):
     (tmp_path / "model.json").write_text(json.dumps({**description, "run_version": 1}))
     with pytest.raises(RunError, match="version should be 2, found 1; train again"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("augment", ["rotation(10)", "sign, mixup(aligned)", "negation"])
+def test_what_changes_the_signal_is_refused(zoo, tmp_path, augment):
+    """Targets are edited images of the networks as they are stored."""
+    name = augment.split("(")[0].split(", ")[-1]
+    with pytest.raises(ConfigError, match=f"expected augmentations that keep the signal, found {name}"):
+        fit(config_of(zoo, {"augment": augment}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """Rows that wait until a zoo is complete: what a kill leaves, what belongs to other work, what becomes of them."""
 
 import json
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from weightspace.errors import OutputError
 from weightspace.testing import tiny_zoo
-from weightspace.zoo import RowStore, Zoo
+from weightspace.zoo import RowStore, Zoo, hold_lock
 
 WORK = {"command": "copy", "seed": 1}
 ZOO = tiny_zoo(networks=6)
@@ -171,3 +172,17 @@ def test_two_at_once_are_refused_and_a_killed_writer_is_not_waited_for(tmp_path)
     with RowStore(tmp_path / "zoo.h5", WORK) as store:
         assert store.done == 1
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_lock_that_cannot_be_signed_is_held_all_the_same(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # files may not grow, as on a full disk
+    try:
+        with (
+            hold_lock(tmp_path / "lock", "me", shared=False),
+            pytest.raises(OutputError, match="is being written by another process"),
+            hold_lock(tmp_path / "lock", "you", shared=False),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -272,14 +272,16 @@ class _Aligned:
 
     def __call__(self, flat: Tensor) -> tuple[Tensor, Element]:
         """Match until nothing moves: what was matched once may be matched better from where it stands."""
-        aligned, element = self.matched(flat)
-        todo = _differ(aligned, flat)
+        aligned, todo = flat.clone(), torch.arange(len(flat))
+        element = {
+            name: value.repeat(len(flat), *[1] * value.ndim) for name, value in self.spec.identity().items()
+        }
         for _ in range(_ROUNDS):  # each gains, were it not for rounding
             if not len(todo):
                 break
             before = aligned[todo]
             after, move = self.matched(before)
-            moved = _differ(after, before)
+            moved = _differ(after, before)  # others keep the signs of their zeros, too
             todo = todo[moved]
             aligned[todo] = after[moved]
             old = {name: value[todo] for name, value in element.items()}

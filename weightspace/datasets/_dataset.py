@@ -253,10 +253,13 @@ class ZooDataset(Dataset[tuple[Weights, Tensor]]):
     @cached_property
     def _siblings(self) -> Siblings | None:
         """Who is another view of whom; None where nobody is, or where targets differ between views."""
-        if self.target is not None and self.target in _of_rows(self.population):
-            return None
         first = self.rows.reshape(len(self), -1)[:, 0]
-        return Siblings.among(self.population.source[self.population.network[first]])
+        items = self.population.source[self.population.network[first]]
+        if self.target is not None:
+            values = target_values(self.population, self.target, first)
+            if self.target in _of_rows(self.population) or values is None or _differ(values.numpy(), items):
+                return None
+        return Siblings.among(items, self.population.network[first])
 
 
 def key(seed: int, epoch: int, positions: np.ndarray | None = None) -> int:
@@ -271,6 +274,12 @@ def _finite(population: Population, rows: np.ndarray, block: int = 4096) -> np.n
     blocks = (rows[start : start + block] for start in range(0, len(rows), block))
     found = [population.read(part).isfinite().all(dim=-1).numpy() for part in blocks]
     return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+
+
+def _differ(values: np.ndarray, items: np.ndarray) -> bool:
+    """Whether members of one item have different values."""
+    _, first, number = np.unique(items, return_index=True, return_inverse=True)
+    return bool((values != values[first][number]).any())
 
 
 def _counted(number: int, what: str) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weightspace.errors import SpecError
+from weightspace.spec._arguments import check_element
 from weightspace.spec._types import Cell, Element, WeightSpec, cell_index
 
 _LARGEST = 2**20  # parameters of a network for which tables are made
@@ -24,7 +25,7 @@ def act_flat(
     """What :func:`weightspace.spec.act` does, for flattened networks and one element for each.
 
     On a CPU all tensors are moved in one pass of compiled code, several times as fast as tensor by tensor for batches of
-    small networks; elsewhere, and in other types than float32, ``act`` does it.
+    small networks; elsewhere, in other types than float32, and where gradients flow, ``act`` does it.
 
     Args:
         spec: the weight space.
@@ -34,7 +35,7 @@ def act_flat(
     Raises:
         SpecError: the element is not of this spec, or of another number of networks.
     """
-    if flat.device.type != "cpu" or flat.dtype != torch.float32 or flat.shape[-1] > _LARGEST:
+    if not _compiled(element, flat):
         return spec.flatten(spec.act(element, spec.unflatten(flat)))
     if not element:
         return flat.clone()
@@ -44,8 +45,16 @@ def act_flat(
     arguments = tables.values_of(element, len(flat))
     out = np.empty(flat.shape, np.float32)
     if not act(np.ascontiguousarray(flat.detach().numpy()), *arguments, out):
-        raise SpecError("element: a permutation holds numbers of units that its group does not have")
+        check_element(spec, element)  # which says what is wrong
+        raise SpecError("element: a permutation holds other numbers than those of its group's units")
     return torch.from_numpy(out)
+
+
+def _compiled(element: Element, flat: Tensor) -> bool:
+    """Whether compiled code does it."""
+    if flat.device.type != "cpu" or flat.dtype != torch.float32 or flat.shape[-1] > _LARGEST:
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (flat, *element.values())))
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class _Tables:
     scalings: _Columns
     identity: np.ndarray
     sizes: np.ndarray
+    first: np.ndarray
     base: np.ndarray
     unit: np.ndarray
     stride: np.ndarray
@@ -94,13 +104,25 @@ class _Tables:
         values = np.ones((networks, 2 * self.scalings.total + 1), np.float32)
         steps = np.zeros((networks, 2 * self.scalings.total + 1), np.float32)
         for name, given in element.items():
+            self._check(name, given)
             if name in self.spec.groups:
                 self.groups.fill(units, name, given)
-            elif name in self.spec.scalings:
-                self._fill_scaling(name, given, values, steps)
             else:
-                raise SpecError(f"element: the spec has no group or scaling {name!r}")
-        return units, self.sizes, self.base, self.unit, self.stride, values, self.factor, steps, self.shift
+                self._fill_scaling(name, given, values, steps)
+        lists = self.base, self.unit, self.stride, values, self.factor, steps, self.shift
+        return units, self.sizes, self.first, *lists
+
+    def _check(self, name: str, given: Tensor) -> None:
+        """Refuse what the kernel does not look at: names, types, and values of scalings."""
+        scaling = self.spec.scalings.get(name)
+        kind = "permutation" if name in self.spec.groups else scaling and scaling.kind
+        fits = kind in ("permutation", "phase") and given.dtype == torch.int64
+        if kind in ("sign", "positive"):
+            numbers = given.detach().cpu().numpy()
+            good = np.abs(numbers) == 1 if kind == "sign" else (numbers > 0) & (numbers < np.inf)
+            fits = bool(good.all())
+        if not fits:
+            check_element(self.spec, {name: given})  # which says what is wrong
 
     def _fill_scaling(self, name: str, given: Tensor, values: np.ndarray, steps: np.ndarray) -> None:
         """A scaling, in the second half its inverse; a phase as the sign that it multiplies by, and what it adds."""
@@ -147,6 +169,7 @@ def _tables(spec: WeightSpec, moved: frozenset[str]) -> _Tables:
         scalings,
         identity,
         sizes,
+        np.arange(len(identity)) - identity,
         base.astype(np.int32),
         unit,
         stride,

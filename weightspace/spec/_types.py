@@ -413,7 +413,8 @@ class WeightSpec:
         if missing:
             raise SpecError(f"weights: tensor {missing[0]!r} is missing")
         return torch.cat(
-            [weights[at].reshape(*batch, -1) for at in stored.values() if at is not None], dim=-1
+            [weights[at].reshape(*batch, self.tensors[name].numel) for name, at in stored.items() if at],
+            dim=-1,
         )
 
     def unflatten(self, flat: Shaped[Tensor, "*batch parameters"]) -> Weights:

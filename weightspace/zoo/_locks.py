@@ -115,8 +115,7 @@ def _opened(path: Path) -> TextIO | None:
 def _sign(file: TextIO, name: str) -> None:
     with suppress(OSError):  # a full disk keeps nobody from holding the lock
         file.truncate(0)
-        file.write(name)
-        file.flush()
+        os.write(file.fileno(), name.encode())  # not through the buffer, which closing would flush once more
 
 
 def _who(path: Path) -> str:

@@ -56,3 +56,9 @@ def test_what_does_not_fit_is_refused(shape, targets, error, message):
 def test_weights_of_another_space_are_refused():
     with pytest.raises(SpecError, match=r"layers\.0\.weight"):
         Batch(SPEC, random_weights(WeightSpec.mlp([2, 5, 1]), (3,)))
+
+
+def test_a_copy_has_no_other_fields():
+    batch = Batch(SPEC, random_weights(SPEC, (2,)))
+    with pytest.raises(TypeError, match="batch: it has no field weigths"):
+        batch.with_(weigths=batch.weights)

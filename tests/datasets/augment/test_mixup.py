@@ -1,6 +1,7 @@
 """MixUp: one lambda for weights and targets, the partner that was asked for, and never oneself."""
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from weightspace.align import weight_matching
 from weightspace.datasets.augment import Batch, Compose, MixUp, Permutation, SignFlip
 from weightspace.errors import ConfigError
-from weightspace.nets import MLP, coordinate_grid, evaluate_batch
+from weightspace.nets import MLP, ResNet, coordinate_grid, evaluate_batch
 from weightspace.spec import WeightSpec
 from weightspace.testing import mixed_spec, random_weights, tiny_zoo
 from weightspace.zoo import spec_of
@@ -278,3 +279,21 @@ def test_float32_siren_zoos_mix():
     net, grid = MLP((2, 8, 8, 1)), coordinate_grid((5, 5))
     signals = evaluate_batch(net, weights, grid)[partner[clear]]
     torch.testing.assert_close(evaluate_batch(net, other, grid), signals, rtol=1e-3, atol=1e-3)
+
+
+def test_a_group_with_two_sign_scalings_is_matched_by_permutations():
+    """Batch normalisation flips a unit before and after itself."""
+    torch.manual_seed(0)
+    spec = spec_of(ResNet((1, 8, 8), 3, blocks=(1,), channels=4))
+    counts = Counter((s.group, s.kind) for s in spec.scalings.values())
+    assert max(counts.values()) > 1
+    batch = Batch(spec, spec.unflatten(torch.rand(6, spec.num_parameters) + 0.1), torch.arange(6), classes=6)
+    mixed = MixUp("aligned")(batch, seed=0)
+    assert mixed.targets.shape == (6, 6)
+
+
+def test_class_numbers_beyond_the_classes_are_refused():
+    spec = spec_of(NETS["sine"])
+    batch = Batch(spec, random_weights(spec, (3,), 0), torch.tensor([0, 1, 5]), classes=3)
+    with pytest.raises(ConfigError, match=r"expected class numbers in 0 \.\. 2, found 0 \.\. 5"):
+        MixUp("direct")(batch, seed=0)

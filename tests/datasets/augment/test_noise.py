@@ -12,11 +12,14 @@ from weightspace.datasets.augment import (
     LabelSmoothing,
     QuantileDropout,
     WeightDropout,
+    parse_augmentations,
 )
 from weightspace.datasets.augment._noise import _with_noise
 from weightspace.errors import ConfigError
+from weightspace.nets import CNN
 from weightspace.spec import WeightSpec
 from weightspace.testing import random_weights
+from weightspace.zoo import spec_of
 
 SPEC = WeightSpec.mlp([3, 20, 20, 2], activation="tanh")
 CASES = [((300,), torch.float32), ((300,), torch.float64), ((100, 3), torch.float32)]
@@ -148,3 +151,16 @@ def test_only_classes_can_be_smoothed(targets, classes, message):
     batch = Batch(SPEC, random_weights(SPEC, (2,)), targets, classes)
     with pytest.raises(ConfigError, match=re.escape(message)):
         LabelSmoothing()(batch)
+
+
+@pytest.mark.parametrize("text", ["noise(0.5)", "dropout(0.9)", "quantile(1)"])
+def test_statistics_stay_as_they_are(text):
+    """A running variance of zero or less would change everything."""
+    torch.manual_seed(0)
+    spec = spec_of(CNN((1, 8, 8), (4, 4), 3, norm="batch"))
+    kinds = {name: tensor.kind for name, tensor in spec.tensors.items()}
+    assert "statistic" in kinds.values()
+    batch = Batch(spec, spec.unflatten(torch.rand(5, spec.num_parameters) + 0.5))
+    found = parse_augmentations(text)(batch, seed=0).weights
+    for name, kind in kinds.items():
+        assert torch.equal(found[name], batch.weights[name]) == (kind == "statistic"), name

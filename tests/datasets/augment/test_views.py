@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from weightspace.datasets import Compose, Permutation, Views, ZooDataset
+from weightspace.datasets import Compose, MixUp, Permutation, Views, ZooDataset
+from weightspace.datasets._siblings import Siblings
 from weightspace.errors import ConfigError
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import Zoo
@@ -96,8 +97,43 @@ def test_views_come_before_what_moves_them(zoo):
     assert not torch.equal(moved["layers.0.bias"], plain["layers.0.bias"])
 
 
+@pytest.mark.parametrize("before", [MixUp("direct"), Permutation(), Views()])
+def test_views_after_others_are_refused(zoo, before):
+    """What came before would be lost, and after MixUp targets would be mixed and weights not."""
+    dataset = ZooDataset(zoo, None)
+    with pytest.raises(
+        ConfigError, match=f"views: expected it to come first, .* found {before.name} before it"
+    ):
+        dataset.augment = Compose([before, Views()])
+
+
+def test_hyperparameters_that_differ_between_views_are_refused(zoo):
+    inr = zoo["inr"]
+    rates = {"rate": np.arange(60) / 60, "decay": np.asarray(inr.source) / 60}
+    tuned = Zoo({"inr": replace(inr, hyperparameters=rates)})
+    with pytest.raises(ConfigError, match="views: expected a zoo with several views of some items"):
+        ZooDataset(tuned, None, target="rate", augment=Views())
+    dataset = ZooDataset(tuned, None, target="decay", augment=Views(1.0))
+    assert (rows_read(dataset, range(60)) != dataset.rows).all()
+
+
 def test_zoos_without_views_and_targets_that_differ_between_them_are_refused(zoo):
     with pytest.raises(ConfigError, match="views: expected a zoo with several views of some items, found"):
         ZooDataset(tiny_zoo(networks=10, views=1), None, augment=Views())
     with pytest.raises(ConfigError, match="views: expected a zoo with several views of some items, found"):
         ZooDataset(zoo, None, target="psnr", augment=Views())
+
+
+def test_another_checkpoint_of_the_same_network_is_no_other_view():
+    """Items 0 and 1 have two networks each of three checkpoints, item 2 has one."""
+    items = np.repeat([0, 0, 1, 1, 2], 3)
+    networks = np.repeat(np.arange(5), 3)
+    order = np.random.default_rng(0).permutation(15)
+    siblings = Siblings.among(items[order], networks[order])
+    for uniform in np.linspace(0, 0.999, 13):
+        other = siblings.other(np.arange(15), np.full(15, uniform))
+        assert (items[order][other] == items[order]).all()
+        alone = items[order] == 2
+        assert (other[alone] == np.flatnonzero(alone)).all()
+        assert (networks[order][other[~alone]] != networks[order][~alone]).all()
+    assert Siblings.among(np.repeat(np.arange(5), 3), networks) is None

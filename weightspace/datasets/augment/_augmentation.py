@@ -71,6 +71,7 @@ class Augmentation(ABC):
         name: under which it is registered.
         keeps: whether a network computes the same function afterwards: ``"exactly"``, ``"approximately"`` or ``"no"``.
         changes_signal: whether a coordinate network represents another signal afterwards, and is meant to.
+        comes_first: whether it puts stored networks in place of those of a batch, and so undoes what came before.
         effect: what becomes of the function, in a few words.
         paper: where it is from.
     """
@@ -78,6 +79,7 @@ class Augmentation(ABC):
     name: ClassVar[str] = ""
     keeps: ClassVar[Keeps] = "no"
     changes_signal: ClassVar[bool] = False
+    comes_first: ClassVar[bool] = False
     effect: ClassVar[str] = ""
     paper: ClassVar[str] = ""
 
@@ -178,9 +180,14 @@ class Compose(Augmentation):
         self.parts = tuple(parts)
 
     def check(self, batch: Batch) -> None:
-        """Every part."""
-        for part in self.parts:
+        """Every part, and their order."""
+        for place, part in enumerate(self.parts):
             part.check(batch)
+            if part.comes_first and place:
+                raise ConfigError(
+                    f"{part.name}: expected it to come first, as it undoes what came before, found "
+                    f"{self.parts[0].name or type(self.parts[0]).__name__} before it"
+                )
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:
         """One after the other."""

@@ -83,6 +83,9 @@ class Batch:
 
     def with_(self, **changes: Any) -> Batch:
         """A copy in which some fields are others; only its shape is looked at."""
+        unknown = changes.keys() - self.__dict__.keys()
+        if unknown:
+            raise TypeError(f"batch: it has no field {', '.join(sorted(unknown))}")
         other = object.__new__(Batch)
         if "weights" in changes:
             name, tensor = next(iter(changes["weights"].items()))
@@ -132,6 +135,10 @@ class Batch:
         if self.classes is None:
             raise ConfigError(
                 "batch: expected classes=, the number of classes, beside class numbers, found none"
+            )
+        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < self.classes:
+            raise ConfigError(
+                f"batch: expected class numbers in 0 .. {self.classes - 1}, found {targets.min()} .. {targets.max()}"
             )
         return torch.nn.functional.one_hot(targets.long(), self.classes).float()
 

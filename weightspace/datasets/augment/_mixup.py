@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections import Counter
+from functools import lru_cache
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,10 +17,10 @@ from weightspace.datasets.augment._batch import Batch, Targets, kind_of
 from weightspace.datasets.augment._draws import Draws
 from weightspace.datasets.augment._symmetries import SHAMSIAN, random_permutations
 from weightspace.errors import ConfigError, SpecError
-from weightspace.spec import Element, Weights
+from weightspace.spec import Element, Weights, WeightSpec
 
 
-@AUGMENTATIONS.register("mixup", effect="between those of two networks", paper=SHAMSIAN)
+@AUGMENTATIONS.register("mixup", changes_signal=True, effect="between those of two networks", paper=SHAMSIAN)
 class MixUp(Augmentation):
     """Each network becomes ``lambda W + (1 - lambda) W'``, with a partner W' from the batch, and so do the targets.
 
@@ -27,8 +29,8 @@ class MixUp(Augmentation):
 
     Args:
         kind: ``"direct"``: the partner as it is; ``"permuted"``: with its units in random order; ``"aligned"``: brought
-            close by weight matching, with signs and phases where the weight space has them; ``"self"``: the partner is
-            the network itself with its units in random order, and the target stays.
+            close by weight matching, with signs and phases where the weight space has one of each per group;
+            ``"self"``: the partner is the network itself with its units in random order, and the target stays.
         beta: lambda is drawn from Beta(beta, beta); uniformly in [0, 1) by default.
         targets: ``"mix"`` with the same lambda, or ``"larger"``: the target of whoever has the larger share.
 
@@ -62,8 +64,6 @@ class MixUp(Augmentation):
         self.kind = kind
         self.beta = beta
         self.targets = targets
-
-    matched: ClassVar[tuple[str, ...]] = MATCHED
 
     def check(self, batch: Batch) -> None:
         """Targets can be mixed, and weights of the space matched."""
@@ -118,7 +118,7 @@ class MixUp(Augmentation):
         return self._matching(batch, own, {name: w[partner] for name, w in own.items()})
 
     def _matching(self, batch: Batch, reference: Weights, weights: Weights, max_sweeps: int = 100) -> Element:
-        kinds = [kind for kind in self.matched if kind in batch.spec.symmetries]
+        kinds = _matched(batch.spec)
         if not kinds:
             return {}
         # layer by layer first: one run then finds planted elements, and ends closer than one from the order as it is
@@ -143,6 +143,14 @@ class MixUp(Augmentation):
             return _chosen({"": own}, {"": own[partner]}, share)[""]
         numbers = own if own.is_floating_point() else batch.shares()
         return _mixed({"": numbers}, {"": numbers[partner]}, share)[""]
+
+
+@lru_cache(maxsize=32)
+def _matched(spec: WeightSpec) -> tuple[str, ...]:
+    """The symmetries that partners are matched by: those of the space, if no group has two of a kind."""
+    counts = Counter((scaling.group, scaling.kind) for scaling in spec.scalings.values())
+    twice = {kind for (_, kind), count in counts.items() if count > 1}
+    return tuple(kind for kind in MATCHED if kind in spec.symmetries and kind not in twice)
 
 
 def _last(batch: Batch) -> Weights:

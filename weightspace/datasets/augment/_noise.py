@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -14,6 +15,7 @@ from weightspace.datasets.augment._batch import Batch, kind_of
 from weightspace.datasets.augment._draws import Draws
 from weightspace.datasets.augment._symmetries import SHAMSIAN
 from weightspace.errors import ConfigError
+from weightspace.spec import WeightSpec
 
 
 @AUGMENTATIONS.register("noise", keeps="approximately", effect="slightly another", paper=SHAMSIAN)
@@ -42,7 +44,24 @@ class GaussianNoise(Augmentation):
         noise = draws.normal(*rows.shape[1:])
         sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
         noisy = _with_noise(rows, noise, sizes, self.scale)
-        return batch.with_flat(noisy.view(flat.shape))
+        return _with_parameters(batch, noisy.view(flat.shape))
+
+
+def _with_parameters(batch: Batch, flat: Tensor) -> Batch:
+    """A batch with other parameters; statistics stay, as a running variance of zero or less would change everything."""
+    trained = _trained(batch.spec)
+    if trained is None:
+        return batch.with_flat(flat)
+    return batch.with_flat(torch.where(trained.to(flat.device), flat, batch.flat()))
+
+
+@lru_cache(maxsize=32)
+def _trained(spec: WeightSpec) -> Tensor | None:
+    """Which numbers of a flattened network are parameters, (parameters,) bool; None for all."""
+    tensors = spec.tensors.values()
+    if all(tensor.kind == "parameter" for tensor in tensors):
+        return None
+    return torch.cat([torch.full((tensor.numel,), tensor.kind == "parameter") for tensor in tensors])
 
 
 def _with_noise(values: Tensor, noise: Tensor, sizes: list[int], scale: float) -> Tensor:
@@ -77,7 +96,7 @@ class WeightDropout(Augmentation):
         """One draw per weight."""
         flat = batch.flat()
         kept = draws.uniform(*flat.shape[1:]) >= self.p
-        return batch.with_flat(flat * kept.to(flat.dtype))
+        return _with_parameters(batch, flat * kept.to(flat.dtype))
 
 
 @AUGMENTATIONS.register("quantile", keeps="approximately", effect="slightly another", paper=SHAMSIAN)
@@ -103,7 +122,7 @@ class QuantileDropout(Augmentation):
         sizes = [tensor.numel for tensor in batch.spec.tensors.values()]
         quantiles = draws.uniform(*flat.shape[1:-1], len(sizes)) * self.most
         parts = zip(flat.split(sizes, -1), quantiles.unbind(-1), strict=True)
-        return batch.with_flat(torch.cat([_without(part, q) for part, q in parts], -1))
+        return _with_parameters(batch, torch.cat([_without(part, q) for part, q in parts], -1))
 
 
 def _without(weights: Tensor, quantile: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class Views(Augmentation):
         p: probability that a network is replaced, in [0, 1].
     """
 
+    comes_first = True
+
     @options
     def __init__(
         self,
@@ -33,7 +35,8 @@ class Views(Augmentation):
         """Other views are known."""
         if batch.siblings is None:
             raise ConfigError(
-                "views: expected a zoo with several views of some items, found one network per item"
+                "views: expected a zoo with several views of some items, found one network per item, or views with "
+                "different targets"
             )
 
     def apply(self, batch: Batch, draws: Draws) -> Batch:

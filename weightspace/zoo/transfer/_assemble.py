@@ -76,6 +76,8 @@ class _Columns:
             named = texts(values) if array is None and kind != "metrics" else None
             if named is not None:
                 array, self.choices[stored] = named[0], list(named[1])
+            if stored in coded:
+                raise DataError(f"{kind}: {name!r} and another column would both be called {stored!r}")
             if array is None or not stored or stored == ".":
                 self.left_out.append(name)
             else:
@@ -145,12 +147,15 @@ def _splits(item: np.ndarray, told: Sequence[str | None] | None, options: Import
 
 
 def check_splits(listing: Listing) -> None:
-    """Raise DataError when networks of one item are told to be in different splits."""
-    if listing.split is None or listing.item is None:
-        return
+    """Raise DataError when what is of one item, or of one network, is told to be in different splits."""
     population = listing.population or [""] * len(listing.paths)
-    seen: dict[tuple[str, int], tuple[str | None, str]] = {}
-    for name, item, split, path in zip(population, listing.item, listing.split, listing.paths, strict=True):
-        other = seen.setdefault((name, item), (split, path))
-        if other[0] != split:
-            raise DataError(f"{path} is in {split}, but {other[1]}, of the same item {item}, in {other[0]}")
+    for what, keys in (("item", listing.item), ("network", listing.network)):
+        if listing.split is None or keys is None:
+            continue
+        seen: dict[tuple[str, Any], tuple[str | None, str]] = {}
+        for name, key, split, path in zip(population, keys, listing.split, listing.paths, strict=True):
+            other = seen.setdefault((name, key), (split, path))
+            if other[0] != split:
+                raise DataError(
+                    f"{path} is in {split}, but {other[1]}, of the same {what} {key}, in {other[0]}"
+                )

@@ -88,7 +88,8 @@ class CNNWildPark(FileImporter):
         ):
             raise DataError("expected a dictionary of 'model' and 'config'")
         config = value["config"]
-        told = {name: each for name, each in config.items() if isinstance(each, bool | int | float | str)}
+        plain = bool | int | float | str
+        told = {n: each for n, each in config.items() if isinstance(n, str) and isinstance(each, plain)}
         return as_state(value["model"]), {"hyperparameters": told, "_config": config}
 
     def kind(self, note: Note) -> Hashable:
@@ -207,6 +208,8 @@ def _rows(path: Path) -> tuple[Table, list[str | None] | None]:
     splits = [split_name(key) for key in document] if isinstance(document, Mapping) else []
     if not splits or None in splits:
         return _columns(path, document), None
+    if len(set(splits)) < len(splits):
+        raise DataError(f"{path}: expected each split once, found {', '.join(document)}")
     table: Table = {}
     split: list[str | None] = []
     for name, part in zip(splits, document.values(), strict=True):
@@ -269,6 +272,7 @@ class CNNWildParkExport(Exporter):
                     "CNNs without norm, with the mean over pixels or none, and population "
                     f"{part.name} is of other networks"
                 )
+        self.check_steps()
 
     def write(self, folder: Path) -> Iterator[None]:
         """The weights, each with its configuration, and after them the list."""

@@ -151,5 +151,5 @@ def sequential(state: Weights) -> Weights:
 
 def _item_name(part: Part, row: int, label: int) -> str:
     item = int(part.population.source[part.population.network[row]])
-    which = "testing" if item >= TRAIN_ITEMS else "training"
-    return f"{part.name}_{which}_{label}_{item % TRAIN_ITEMS if which == 'testing' else item}"
+    which, number = ("training", item) if item < TRAIN_ITEMS else ("testing", item - TRAIN_ITEMS)
+    return f"{part.name}_{which}_{label}_{number}"

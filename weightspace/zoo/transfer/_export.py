@@ -80,6 +80,7 @@ def export_zoo(
         raise ConfigError(f"format: expected one of {', '.join(EXPORTERS)}, found {format!r}")
     opened = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
     parts = _parts(opened, population, where)
+    _check_parts(parts)
     exporter, output = EXPORTERS[format](parts), Path(destination)
     exporter.check()
     with _new_folder(output, overwrite=overwrite) as folder:
@@ -115,6 +116,15 @@ def _parts(zoo: Zoo, name: str | None, where: str | None) -> list[Part]:
     return found
 
 
+def _check_parts(parts: Sequence[Part]) -> None:
+    """Raise ConfigError where names of files would lead elsewhere."""
+    for part in parts:
+        if not part.name or "/" in part.name or part.name in (".", ".."):
+            raise ConfigError(
+                f"export: expected a population whose name can be that of a folder, found {part.name!r}"
+            )
+
+
 def _description(zoo: Zoo, exporter: Exporter, parts: Sequence[Part]) -> dict[str, Any]:
     """What the layout does not say of the networks."""
     return {
@@ -142,7 +152,12 @@ def _new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         yield temporary
         if path.exists():
             path.rename(replaced)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
     except (OSError, SafetensorError) as error:  # the latter of a full disk
         raise OutputError(f"output: {path} could not be written ({_reason(error)})") from error
     finally:
@@ -155,8 +170,19 @@ def _check_folder(path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"output: directory {path.parent} does not exist")
     if path.exists() and not overwrite:
         raise OutputError(f"output: {path} exists already; choose another name or pass --overwrite")
-    if path.exists() and not (path / DESCRIPTION).is_file():
-        raise OutputError(f"output: {path} was not made by an export (it has no {DESCRIPTION}); move it away")
+    if path.exists() and not _is_export(path):
+        raise OutputError(
+            f"output: {path} was not made by an export (it has no {DESCRIPTION} of one); move it away"
+        )
+
+
+def _is_export(path: Path) -> bool:
+    """Whether an export described itself there: other programs may call a file so, too."""
+    try:
+        document = json.loads((path / DESCRIPTION).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and {"exported_from", "format", "populations"} <= set(document)
 
 
 def _reason(error: Exception) -> str:

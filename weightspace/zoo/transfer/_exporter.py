@@ -116,9 +116,21 @@ class Exporter:
             raise self.refusal('one checkpoint per network; say --where "step == last"')
         if population.source.min() < 0:
             raise self.refusal(f"item numbers of at least 0, found {population.source.min()}")
-        if not views and len(np.unique(population.source[part.networks])) != len(part.rows):
+        names = np.stack([population.source[part.networks], population.view[part.networks]])
+        if not views and len(np.unique(names[0])) != len(part.rows):
             raise self.refusal('one network per item; say --where "view == 0"')
+        if np.unique(names, axis=1).shape[1] != len(part.rows):
+            raise self.refusal("one network per item and view, as these name its files")
         return part
+
+    def check_steps(self) -> None:
+        """Refuse checkpoints whose files would have one name."""
+        for part in self.parts:
+            names = np.stack([part.networks, part.population.step[part.rows]])
+            if np.unique(names, axis=1).shape[1] != len(part.rows):
+                raise self.refusal(
+                    f"one checkpoint per network and step, and population {part.name} has several"
+                )
 
     def refusal(self, expected: str) -> ConfigError:
         """An error that says what the format takes."""

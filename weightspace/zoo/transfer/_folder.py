@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,7 +23,7 @@ from weightspace.zoo.transfer._listing import Listing, Problem, walk
 from weightspace.zoo.transfer._paths import PathIndex
 from weightspace.zoo.transfer._splits import split_name
 from weightspace.zoo.transfer._state_files import SAFE, SUFFIXES, read_tensors
-from weightspace.zoo.transfer._tables import Table, numbers, read_json, read_table
+from weightspace.zoo.transfer._tables import Table, is_whole, numbers, read_json, read_table
 
 DESCRIPTION = "zoo.json"
 TABLE_NAMES = (".csv", ".csv.gz", ".json")
@@ -120,7 +121,8 @@ class Folder(FileImporter):
             if name in getattr(self.options, kind):
                 return kind, name
         array = numbers(values)
-        return ("metrics" if array is not None and array.dtype.kind == "f" else "labels"), name
+        is_metric = array is not None and (np.isnan(array).all() or not is_whole(values))
+        return ("metrics" if is_metric else "labels"), name
 
     def read(self, path: str) -> tuple[Mapping[str, Tensor], Note]:
         """The tensors; of safetensors also the architecture in the metadata."""

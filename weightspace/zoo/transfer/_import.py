@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,11 @@ def _listed(importer: Importer, splits: Path | None) -> Listing:
         )
     if not listing.paths:
         raise importer.nothing()
+    for name in {*(listing.population or ()), getattr(importer.options, "population", "networks")}:
+        if not name or name == "." or "/" in name:
+            raise DataError(
+                f"population: expected a name that is not empty, '.' or with a '/', found {name!r}"
+            )
     check_splits(listing)
     return listing
 
@@ -193,9 +199,23 @@ def _work(importer: Importer, listing: Listing, splits: str | Path | None) -> di
         "options": importer.options.model_dump(mode="json"),
         "skip_bad": importer.skip_bad,
         "splits": None if splits is None else Path(splits).name,
+        "source": str(importer.source.resolve()),
         "checkpoints in the source": len(listing.paths),
         "listing of the source": digest.hexdigest(),
+        "sizes and times of its files": _stamps(importer.files(listing)),
     }
+
+
+def _stamps(files: Iterable[str | Path]) -> str:
+    """A digest of what shows that a file is no longer what it was."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            found = os.stat(path)
+            digest.update(b"%d %d;" % (found.st_size, found.st_mtime_ns))
+        except OSError:
+            digest.update(b"none;")
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,12 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from weightspace.configuration import Registry
-from weightspace.errors import DataError
+from weightspace.errors import DataError, SpecError
 from weightspace.zoo.transfer._designs import Design
 from weightspace.zoo.transfer._listing import Listing
 from weightspace.zoo.transfer._state_files import SAFE, StateReader, read_tensors
 
 BLOCK_FILES, BLOCK_BYTES = 256, 2**22  # what is kept at once: a killed import loses less than that
+WRAPPERS, _WRAPPINGS = ("state_dict", "model_state_dict", "model"), 4  # a dictionary may hold itself
+_REPEATED = 2**20  # numbers of a tensor that repeats a few: a short file could ask for any memory
 Note = dict[str, Any]
 
 
@@ -100,6 +102,10 @@ class Importer:
         """
         raise NotImplementedError
 
+    def files(self, listing: Listing) -> Iterable[str | Path]:
+        """Those that hold the weights: when one of them has changed, what was read of it does not count."""
+        raise NotImplementedError
+
     def blocks(self, listing: Listing, start: int) -> Iterator[Block]:
         """The checkpoints from one place on.
 
@@ -129,6 +135,10 @@ class FileImporter(Importer):
         self._states, self._base = StateReader(), os.path.join(source, "")
         self._known: dict[Hashable, str] = {}
         self._first = ""
+
+    def files(self, listing: Listing) -> Iterable[str | Path]:
+        """One per checkpoint."""
+        return (f"{self._base}{path}" for path in listing.paths)
 
     def read(self, path: str) -> tuple[Mapping[str, Tensor], Note]:
         """The tensors of a file, and what else it says; keys with an underscore are for :meth:`kind` and :meth:`design`.
@@ -187,7 +197,7 @@ class FileImporter(Importer):
             kind = (self.kind(note), *[(name, each.shape, each.dtype) for name, each in tensors.items()])
             name = self._known.get(kind) or self._met(kind, path, tensors, note)
             with torch.no_grad():
-                row = torch.cat([tensors[each].reshape(-1) for each in self.designs[name].tensors]).float()
+                row = torch.cat([tensors[each].reshape(-1).float() for each in self.designs[name].tensors])
         except DataError as error:
             if not self.skip_bad:
                 raise DataError(f"{self.source / path}: {error}; --skip-bad leaves such files out") from None
@@ -197,7 +207,13 @@ class FileImporter(Importer):
     def _met(self, kind: Hashable, path: str, tensors: Mapping[str, Tensor], note: Note) -> str:
         """The population of a network that is unlike those before."""
         shapes = {name: tuple(each.shape) for name, each in tensors.items() if each.is_floating_point()}
-        design = self.design(shapes, note)
+        odd = next((name for name, each in tensors.items() if each.is_complex() or each.is_quantized), None)
+        if odd is not None or not shapes:
+            raise DataError(f"{odd or next(iter(tensors), 'tensors')}: expected numbers with a point")
+        try:
+            design = self.design(shapes, note)
+        except SpecError as error:
+            raise DataError(str(error)) from None
         _check_tensors(design, shapes)
         name = next((name for name, known in self.designs.items() if known == design), None)
         if name is None:
@@ -214,22 +230,34 @@ class FileImporter(Importer):
         return design.name
 
 
-def as_state(value: Any) -> Mapping[str, Tensor]:
-    """A state dict, also one that is wrapped as in ``{"state_dict": ...}``.
+def as_state(value: Any, wrappings: int = _WRAPPINGS) -> Mapping[str, Tensor]:
+    """A state dict, also one that is wrapped, so many times at most, as in ``{"state_dict": ...}``.
 
     Raises:
         DataError: something else.
     """
     if isinstance(value, Mapping):
-        for key in ("state_dict", "model_state_dict", "model"):
+        for key in WRAPPERS if wrappings else ():
             if isinstance(value.get(key), Mapping):
-                return as_state(value[key])
-        if value and all(isinstance(each, Tensor) for each in value.values()):
-            return value
+                return as_state(value[key], wrappings - 1)
+        if value and all(isinstance(each, Tensor) and type(name) is str for name, each in value.items()):
+            odd = next((name for name, each in value.items() if not _is_plain(each)), None)
+            if odd is None:
+                return value
+            raise DataError(f"{odd}: expected a tensor whose numbers are all in the file")
     found = (
         f"an entry {_odd(value)!r}" if isinstance(value, Mapping) and value else f"a {type(value).__name__}"
     )
     raise DataError(f"expected a state dict of tensors, found {found}")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Neither sparse, nor without numbers, nor far larger than what it is made of."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    if tensor.numel() <= _REPEATED or tensor.is_contiguous():
+        return True
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _check_tensors(design: Design, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -244,7 +272,8 @@ def _check_tensors(design: Design, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def _odd(value: Mapping[str, Any]) -> str:
-    return next((str(key) for key, each in value.items() if not isinstance(each, Tensor)), "")
+    odd = (str(k) for k, each in value.items() if not isinstance(each, Tensor) or not isinstance(k, str))
+    return next(odd, "")
 
 
 def _told(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -110,8 +110,13 @@ def walk(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
                         continue
                     if entry.is_dir():
                         todo.append(f"{below}{entry.name}/")
-                    elif entry.name.endswith(suffixes):
+                    elif entry.name.endswith(suffixes) and not _is_device(entry):
                         found.append(f"{below}{entry.name}")
         except OSError as error:
             raise DataError(f"source {folder / below}: cannot be read ({error.strerror})") from None
     return sorted(found, key=natural)
+
+
+def _is_device(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe or the like, which could be read for ever; a link to nothing is none."""
+    return not entry.is_file() and os.path.exists(entry.path)

@@ -188,6 +188,7 @@ class ModelZoosExport(Exporter):
                 raise self.refusal(
                     f"MLPs and CNNs without norm and shortcuts, and population {part.name} is of other networks"
                 )
+        self.check_steps()
 
     def write(self, folder: Path) -> Iterator[None]:
         """The weights, with what is known of each network beside them."""

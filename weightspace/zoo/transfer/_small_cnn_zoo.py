@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ class SmallCNNZoo(Importer):
             raise DataError(f"{path}: {CONFIG}activation: no activation {unknown!r} is known")
         return [str(names[value]) for value in given]
 
+    def files(self, listing: Listing) -> Iterable[str | Path]:
+        """The array."""
+        return [self.source / WEIGHTS]
+
     def blocks(self, listing: Listing, start: int) -> Iterator[Block]:
         """Rows of the array, in our order of axes, by activation."""
         places = [int(path.rpartition(" ")[2]) for path in listing.paths]
@@ -130,7 +134,7 @@ class SmallCNNZoo(Importer):
     def _design(self, activation: str) -> Design:
         convolutions = [variable.shape for variable in self._variables if len(variable.shape) == 4]
         dense = [variable.shape for variable in self._variables if len(variable.shape) == 2]
-        if len(dense) != 1 or len(self._variables) != 2 * (len(convolutions) + 1):
+        if len(dense) != 1 or not convolutions or len(self._variables) != 2 * (len(convolutions) + 1):
             raise DataError(
                 f"{self.source / LAYOUT}: expected convolutions and one dense layer, each with a kernel and a bias"
             )
@@ -165,7 +169,7 @@ def _ours(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _mapped(path: Path) -> np.ndarray:
     try:
         weights = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError) as error:
         reason = str(error)
         if "Python objects" in reason or "allow_pickle" in reason:
             reason = "it pickles objects, and nothing is unpickled here"
@@ -203,7 +207,11 @@ def _variables(path: Path, parameters: int) -> list[_Variable]:
         end += int(np.prod(variable.shape))
     if end != parameters:
         raise DataError(f"{path}: its variables have {end:,} numbers, but rows of {WEIGHTS} {parameters:,}")
-    return _kernel_first(variables)
+    paired = _kernel_first(variables)
+    left = next((variable.name for variable in variables if variable not in paired), None)
+    if left is not None:
+        raise DataError(f"{path}: {left}: expected kernels, and a bias in the scope of each")
+    return paired
 
 
 def _variable(path: Path, line: int, name: str, start: str, end: str, shape: str) -> _Variable:
@@ -211,7 +219,7 @@ def _variable(path: Path, line: int, name: str, start: str, end: str, shape: str
         axes = ast.literal_eval(shape)
         sizes = tuple(int(size) for size in (axes if isinstance(axes, tuple | list) else (axes,)))
         first, last = int(float(start)), int(float(end))
-    except (ValueError, SyntaxError, TypeError):
+    except (ValueError, SyntaxError, TypeError, OverflowError, RecursionError, MemoryError):
         raise DataError(
             f"{path}, line {line}: {name}: expected numbers and a shape such as (3, 3, 1, 16)"
         ) from None

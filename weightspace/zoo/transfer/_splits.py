@@ -38,6 +38,8 @@ def read_splits(path: Path) -> dict[str, tuple[list[str], list[Any] | None]]:
         split = split_name(name)
         if split is None:
             raise DataError(f"{path}: expected one of {', '.join(SPLITS)}, found {name!r}")
+        if split in found:
+            raise DataError(f"{path}: expected each split once, found {', '.join(document)}")
         paths, labels = (
             (entry.get("path"), entry.get("label")) if isinstance(entry, Mapping) else (entry, None)
         )

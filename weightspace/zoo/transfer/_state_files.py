@@ -7,7 +7,7 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ SAFE = ".safetensors"
 SUFFIXES = (*PICKLES, SAFE)
 _KEPT = 64  # pickles that are remembered; files that all differ in theirs would fill the memory
 _WORD = 4  # bytes
+_PARTS = 10_000  # of an object that is planned; a few bytes of pickle can stand for billions
 
 
 class StateReader:
@@ -36,7 +37,7 @@ class StateReader:
     """
 
     def __init__(self) -> None:
-        self._plans: dict[bytes, Any] = {}
+        self._plans: dict[tuple[bytes, bytes], Any] = {}
 
     def read(self, path: str | Path) -> Any:
         """What ``torch.save`` was given: tensors in dictionaries, lists and tuples, and plain values.
@@ -51,6 +52,7 @@ class StateReader:
             archive = _Archive.parse(content)
             plan = None if archive is None else self._plan(archive, content)
             if archive is None or plan is None:
+                _refuse_compressed(path, content)
                 return _load(path)
             return _filled(plan, archive, content)
         except OSError as error:
@@ -58,8 +60,9 @@ class StateReader:
 
     def _plan(self, archive: _Archive, content: bytearray) -> Any:
         """How to make the object of an archive from its numbers; None where that is not known."""
-        key = bytes(archive.record(content, "data.pkl") or b"") + bytes(
-            archive.record(content, "byteorder") or b""
+        key = (
+            bytes(archive.record(content, "data.pkl") or b""),
+            bytes(archive.record(content, "byteorder") or b""),
         )
         if key not in self._plans and len(self._plans) < _KEPT:
             self._plans[key] = _planned(archive, content)
@@ -79,6 +82,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"not a readable safetensors file ({error})") from None
+
+
+def _refuse_compressed(path: str | Path, content: bytearray) -> None:
+    """Raise DataError for an archive that may be thousands of times as large as its file."""
+    if content[:4] != b"PK\3\4":
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return  # what is wrong is for torch to say
+    if compressed:
+        raise DataError("it is compressed, which torch.save never does; load it and save it again")
 
 
 def _load(file: io.BytesIO | str | Path) -> Any:
@@ -199,18 +215,24 @@ def _planned(archive: _Archive, content: bytearray) -> _Plan | None:
             file.writestr(f"{archive.prefix}{name}", bytes(record))
     doctored.seek(0)
     try:
-        return _Plan(_located(_load(doctored), firsts), lengths)
-    except (DataError, _UnknownError):  # the file itself is loaded next, and says what is wrong
+        return _Plan(_located(_load(doctored), firsts, iter(range(_PARTS))), lengths)
+    except (
+        DataError,
+        RecursionError,
+        _UnknownError,
+    ):  # the file itself is loaded next, and says what is wrong
         return None
 
 
-def _located(value: Any, firsts: Mapping[str, int]) -> Any:
+def _located(value: Any, firsts: Mapping[str, int], left: Iterator[int]) -> Any:
+    if next(left, None) is None:
+        raise _UnknownError
     if isinstance(value, Tensor):
         return _numbers(value, firsts)
     if isinstance(value, Mapping):
-        return {key: _located(entry, firsts) for key, entry in value.items()}
+        return {key: _located(entry, firsts, left) for key, entry in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_located(entry, firsts) for entry in value)
+        return type(value)(_located(entry, firsts, left) for entry in value)
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise _UnknownError
@@ -218,9 +240,10 @@ def _located(value: Any, firsts: Mapping[str, int]) -> Any:
 
 def _numbers(tensor: Tensor, firsts: Mapping[str, int]) -> _Numbers:
     plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+    plain = plain and tensor.device.type == "cpu" and not tensor.is_neg() and tensor.is_contiguous()
     if not plain or tensor.numel() == 0 or tensor.element_size() % _WORD or tensor.is_complex():
         raise _UnknownError
-    words = tensor.detach().contiguous().view(-1).view(torch.int32).numpy().view(np.uint32)
+    words = tensor.detach().view(-1).view(torch.int32).numpy().view(np.uint32)
     first = int(words[0])
     if not np.array_equal(words, np.arange(first, first + len(words), dtype=np.uint32)):
         raise _UnknownError

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
 
 
@@ -91,14 +92,14 @@ def _csv(path: Path) -> Table:
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
+            with gzip.open(path, "rt", newline="", encoding="utf-8-sig") as file:
                 yield file
         else:
-            with path.open(newline="", encoding="utf-8") as file:
+            with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a mark
                 yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise DataError(f"{path}: damaged, or no CSV ({error})") from None
 
 
@@ -114,10 +115,10 @@ def numbers(values: Sequence[Any]) -> np.ndarray | None:
     """
     try:
         found = [_number(value) for value in values]
-    except ValueError:
+        whole = all(isinstance(value, int) and -_INT64 <= value < _INT64 for value in found)
+        return np.array(found, dtype=np.int64 if whole else np.float64)
+    except (ValueError, OverflowError):
         return None
-    whole = all(isinstance(value, int) and -_INT64 <= value < _INT64 for value in found)
-    return np.array(found, dtype=np.int64 if whole else np.float64)
 
 
 def is_whole(values: Sequence[Any]) -> bool:
@@ -132,6 +133,8 @@ def _number(value: Any) -> int | float:
     if isinstance(value, str):
         if value.strip() in ("True", "False", "true", "false"):
             return int(value.strip() in ("True", "true"))
+        if "_" in value:  # 1_0 is 10 for Python, and a name for everybody else
+            raise ValueError(f"expected a number, found {value!r}")
         try:
             return int(value)
         except ValueError:
