@@ -360,5 +360,5 @@ def test_what_changes_the_signal_is_refused(zoo, tmp_path, augment):
     """Targets are edited images of the networks as they are stored."""
     name = augment.split("(")[0].split(", ")[-1]
     with pytest.raises(ConfigError, match=f"expected augmentations that keep the signal, found {name}"):
-        fit(config_of(zoo, {"augment": augment}), tmp_path / "run")
+        fit(config_of(zoo, changes={"augment": augment}), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -174,7 +174,7 @@ def test_names_with_underscores_are_no_numbers(imported, source):
         (
             "t.csv",
             b"path,network,step,split\na.pt,0,0,train\nb.pt,0,1,test\nc.pt,1,0,test\n",
-            "b.pt is in test, but a.pt, of the same network 0, in train",
+            "b.pt is in test, but a.pt, of the same network "0", in train",
         ),
     ],
 )

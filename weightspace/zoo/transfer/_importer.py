@@ -271,7 +271,7 @@ def _check_tensors(design: Design, shapes: Mapping[str, tuple[int, ...]]) -> Non
             raise DataError(f"{name}: expected shape {list(expected.shape)}, found {list(shapes[name])}")
 
 
-def _odd(value: Mapping[str, Any]) -> str:
+def _odd(value: Mapping[Any, Any]) -> str:
     odd = (str(k) for k, each in value.items() if not isinstance(each, Tensor) or not isinstance(k, str))
     return next(odd, "")
 
