@@ -64,7 +64,8 @@ def draw_augmented(
         overwrite: replace an existing file.
 
     Raises:
-        ConfigError: an augmentation that does not suit the weight space or the labels, no networks or no draws.
+        ConfigError: an augmentation that does not suit the weight space or the labels, no networks or no draws, or a
+            negative seed.
         ZooError: networks that represent no signal, or that cannot be rebuilt.
         OutputError: ``path`` exists.
 
@@ -83,6 +84,8 @@ def draw_augmented(
         raise ConfigError(
             f"picture: expected at least one network, draw and augmentation, found {count}, {draws} and {len(augments)}"
         )
+    if seed < 0:
+        raise ConfigError(f"seed: expected at least 0, found {seed}")
     figure = _figure(Pictured.of(zoo, population, count, seed), augments, draws)
     with _style(), atomic_path(path, overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")

@@ -24,7 +24,6 @@ from weightspace.tasks._registry import TASKS, Outputs, Split, Task, TaskOptions
 
 MOST_QUERIES, MOST_DRAWN = 4096, 512  # rows that are compared with all others, for scores and for the figure
 CELLS = 2**24  # similarities that are held at once: 64 MB
-EXCLUDED = -1e4  # for masked logits; minus infinity would make gradients NaN where no negative is left
 
 
 class ContrastiveOptions(TaskOptions):
@@ -96,7 +95,9 @@ def _losses(
     negatives: Bool[Tensor, "queries rows"],
 ) -> Float[Tensor, " queries"]:
     """Loss of each query; 0 for those without positives."""
-    others = logits.masked_fill(~negatives, EXCLUDED).logsumexp(-1, keepdim=True)
+    # minus infinity would make gradients NaN where no negative is left
+    excluded = torch.finfo(logits.dtype).min / 2
+    others = logits.masked_fill(~negatives, excluded).logsumexp(-1, keepdim=True)
     return (softplus(others - logits) * positives).sum(-1) / positives.sum(-1).clamp_min(1)
 
 

@@ -87,8 +87,8 @@ def evaluate(
             networks of several weight spaces. That of the run by default.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         skip_bad: leave out networks with weights or targets that are not finite; they are refused otherwise.
-        where: which rows are scored, see :func:`weightspace.zoo.rows_where`; those of the run by default, and all of
-            the split for an empty text.
+        where: which rows are scored, and of the other splits a linear probe is fitted to, see
+            :func:`weightspace.zoo.rows_where`; those of the run by default, and all of the split for an empty text.
 
     Raises:
         RunError: not a finished run, or the zoo holds networks that the metanetwork cannot read.
@@ -173,12 +173,14 @@ def _unit(dataset: ZooDataset) -> np.ndarray:
 
 
 def _check_probed(trained: TrainedRun, target: str) -> None:
-    """Raise ConfigError for a run of which there is no linear probe."""
+    """Raise ConfigError for a run of which there is no linear probe, or a target without a name."""
     if not trained.task.embeds:
         raise ConfigError(
             f"target: expected none for task {trained.task.name}, which is scored on what it was trained for, found "
             f"{target!r}; linear probes are for tasks that give embeddings"
         )
+    if not target:
+        raise ConfigError(f"target: expected a label, hyperparameter or metric, found {target!r}")
 
 
 def _probed(

@@ -11,6 +11,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
+from weightspace.errors import TaskError
+
 PENALTIES = tuple(10.0**power for power in range(-5, 3))
 ITERATIONS = 500  # of L-BFGS for one penalty; the validation split judges what was reached
 
@@ -62,12 +64,18 @@ class LinearProbe:
             val: likewise.
             classes: how many there are; None for ridge regression.
             penalties: to choose from.
+
+        Raises:
+            TaskError: features or targets that are not finite, or none.
         """
+        for name, part in {"train": train, "val": val}.items():
+            _check(name, *part)
         (features, y), (held_out, expected) = (
             (part[0].double().cpu(), part[1].cpu()) for part in (train, val)
         )
-        mean, std = features.mean(0), features.std(0, correction=0)
-        std = torch.where(std > 0, std, 1.0)
+        mean = features.mean(0)
+        # of equal values the deviation may be a rounding error, which is no scale
+        std = torch.where((features == features[0]).all(0), 1.0, features.std(0, correction=0))
         x = (features - mean) / std
         maps = _ridge(x, y.double(), penalties) if classes is None else _logistic(x, y, classes, penalties)
         probes = [cls(mean, std, *found, penalty) for found, penalty in zip(maps, penalties, strict=True)]
@@ -80,6 +88,17 @@ class LinearProbe:
 
     def _double(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std @ self.weight + self.bias
+
+
+def _check(name: str, features: Tensor, targets: Tensor) -> None:
+    """Raise TaskError for what no probe can be fitted to, or chosen by."""
+    if not len(features):
+        raise TaskError(f"linear probe: expected features for {name}, found none")
+    for what, values in {"features": features, "targets": targets}.items():
+        bad = ~values.isfinite().reshape(len(values), -1).all(-1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise TaskError(f"linear probe: row {row} of the {what} for {name} is NaN or infinite")
 
 
 def _ridge(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[tuple[Tensor, Tensor]]:

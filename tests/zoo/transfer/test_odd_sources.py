@@ -44,7 +44,10 @@ def itself():
 
 
 ODD = {
-    "names that are numbers": (lambda: {0: torch.ones(3)}, "found an entry '0'"),
+    "names that are numbers": (
+        lambda: {0: torch.ones(3)},
+        "expected a state dict of tensors, found an entry '0'",
+    ),
     "no numbers": (
         lambda: {"w": torch.ones(3, device="meta")},
         "w: expected a tensor whose numbers are all in",
@@ -62,7 +65,7 @@ ODD = {
         lambda: {"v": torch.ones(3), "w": torch.ones(3, dtype=torch.complex64)},
         "w: expected numbers with a point",
     ),
-    "whole numbers alone": (lambda: {"w": torch.arange(3)}, "w: expected numbers with a point"),
+    "whole numbers alone": (lambda: {"w": torch.arange(3)}, "no tensors of numbers with a point"),
     "an axis of size 0": (lambda: {"w": torch.ones(0, 3)}, "tensor 'w': a cell reaches beyond"),
     "a dictionary that holds itself": (itself, "expected a state dict of tensors, found an entry 'model'"),
 }
@@ -174,7 +177,7 @@ def test_names_with_underscores_are_no_numbers(imported, source):
         (
             "t.csv",
             b"path,network,step,split\na.pt,0,0,train\nb.pt,0,1,test\nc.pt,1,0,test\n",
-            "b.pt is in test, but a.pt, of the same network "0", in train",
+            'b.pt is in test, but a.pt, of the same network "0", in train',
         ),
     ],
 )
@@ -254,7 +257,10 @@ def test_what_was_read_of_other_files_does_not_count(tmp_path, imported, source,
         source.rename(tmp_path / "moved")
         source.symlink_to("moved")
     with pytest.raises(
-        OutputError, match="sizes and times of its files" if change == "other files" else "source: "
+        (DataError, OutputError),
+        match="a.pt: has changed since it was read; --overwrite begins anew"
+        if change == "other files"
+        else "source: ",
     ):
         imported()
 

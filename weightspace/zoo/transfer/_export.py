@@ -171,9 +171,12 @@ def _check_folder(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise OutputError(f"output: {path} exists already; choose another name or pass --overwrite")
     if path.exists() and not _is_export(path):
-        raise OutputError(
-            f"output: {path} was not made by an export (it has no {DESCRIPTION} of one); move it away"
+        reason = (
+            f"its {DESCRIPTION} is of something else"
+            if (path / DESCRIPTION).is_file()
+            else f"it has no {DESCRIPTION}"
         )
+        raise OutputError(f"output: {path} was not made by an export ({reason}); move it away")
 
 
 def _is_export(path: Path) -> bool:

@@ -116,10 +116,10 @@ class Exporter:
             raise self.refusal('one checkpoint per network; say --where "step == last"')
         if population.source.min() < 0:
             raise self.refusal(f"item numbers of at least 0, found {population.source.min()}")
-        names = np.stack([population.source[part.networks], population.view[part.networks]])
-        if not views and len(np.unique(names[0])) != len(part.rows):
+        items = np.stack([population.source[part.networks], population.view[part.networks]])
+        if not views and len(np.unique(items[0])) != len(part.rows):
             raise self.refusal('one network per item; say --where "view == 0"')
-        if np.unique(names, axis=1).shape[1] != len(part.rows):
+        if np.unique(items, axis=1).shape[1] != len(part.rows):
             raise self.refusal("one network per item and view, as these name its files")
         return part
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -202,20 +202,16 @@ def _work(importer: Importer, listing: Listing, splits: str | Path | None) -> di
         "source": str(importer.source.resolve()),
         "checkpoints in the source": len(listing.paths),
         "listing of the source": digest.hexdigest(),
-        "sizes and times of its files": _stamps(importer.files(listing)),
     }
 
 
-def _stamps(files: Iterable[str | Path]) -> str:
-    """A digest of what shows that a file is no longer what it was."""
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            found = os.stat(path)
-            digest.update(b"%d %d;" % (found.st_size, found.st_mtime_ns))
-        except OSError:
-            digest.update(b"none;")
-    return digest.hexdigest()
+def _stamp(path: str | Path) -> str:
+    """What shows that a file is no longer what it was."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _plain(value: Any) -> Any:
@@ -230,9 +226,17 @@ def _plain(value: Any) -> Any:
 
 
 def _meet_again(importer: Importer, listing: Listing, notes: Sequence[Note]) -> None:
-    """The designs of populations of which there are rows already, in the same order."""
+    """The designs of populations of which there are rows already, in the same order.
+
+    Raises:
+        DataError: a file has changed since it was read.
+    """
     seen: set[str] = set()
     for place, note in enumerate(notes):
+        if note["file"] != _stamp(importer.file(listing, place)):
+            raise DataError(
+                f"{importer.source / listing.paths[place]}: has changed since it was read; --overwrite begins anew"
+            )
         name = note.get("population")
         if name is not None and name not in seen:
             seen.add(name)
@@ -245,9 +249,14 @@ def _read_all(importer: Importer, listing: Listing, store: RowStore, progress: b
         total=total, initial=done, unit=" networks", desc="import", file=sys.stderr, disable=not progress
     ) as bar:
         for block in importer.blocks(listing, done):
-            finite = _finite(block, importer, listing, len(store.notes))
-            store.append(finite.rows, finite.notes)
-            bar.update(len(finite.notes))
+            at = len(store.notes)
+            finite = _finite(block, importer, listing, at)
+            stamped = [
+                {**note, "file": _stamp(importer.file(listing, place))}
+                for place, note in enumerate(finite.notes, at)
+            ]
+            store.append(finite.rows, stamped)
+            bar.update(len(stamped))
     if store.done == 0:
         raise DataError(f"source {importer.source}: none of {total:,} checkpoints can be imported")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,8 +102,8 @@ class Importer:
         """
         raise NotImplementedError
 
-    def files(self, listing: Listing) -> Iterable[str | Path]:
-        """Those that hold the weights: when one of them has changed, what was read of it does not count."""
+    def file(self, listing: Listing, place: int) -> str | Path:
+        """That of a checkpoint's weights: when it has changed, what was read of it does not count."""
         raise NotImplementedError
 
     def blocks(self, listing: Listing, start: int) -> Iterator[Block]:
@@ -136,9 +136,9 @@ class FileImporter(Importer):
         self._known: dict[Hashable, str] = {}
         self._first = ""
 
-    def files(self, listing: Listing) -> Iterable[str | Path]:
+    def file(self, listing: Listing, place: int) -> str | Path:
         """One per checkpoint."""
-        return (f"{self._base}{path}" for path in listing.paths)
+        return f"{self._base}{listing.paths[place]}"
 
     def read(self, path: str) -> tuple[Mapping[str, Tensor], Note]:
         """The tensors of a file, and what else it says; keys with an underscore are for :meth:`kind` and :meth:`design`.
@@ -209,7 +209,9 @@ class FileImporter(Importer):
         shapes = {name: tuple(each.shape) for name, each in tensors.items() if each.is_floating_point()}
         odd = next((name for name, each in tensors.items() if each.is_complex() or each.is_quantized), None)
         if odd is not None or not shapes:
-            raise DataError(f"{odd or next(iter(tensors), 'tensors')}: expected numbers with a point")
+            raise DataError(
+                f"{odd}: expected numbers with a point" if odd else "no tensors of numbers with a point"
+            )
         try:
             design = self.design(shapes, note)
         except SpecError as error:

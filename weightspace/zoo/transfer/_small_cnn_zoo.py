@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,9 @@ class SmallCNNZoo(Importer):
             raise DataError(f"{path}: {CONFIG}activation: no activation {unknown!r} is known")
         return [str(names[value]) for value in given]
 
-    def files(self, listing: Listing) -> Iterable[str | Path]:
-        """The array."""
-        return [self.source / WEIGHTS]
+    def file(self, listing: Listing, place: int) -> str | Path:
+        """The array, for all."""
+        return self.source / WEIGHTS
 
     def blocks(self, listing: Listing, start: int) -> Iterator[Block]:
         """Rows of the array, in our order of axes, by activation."""

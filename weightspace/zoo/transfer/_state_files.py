@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -48,7 +49,8 @@ class StateReader:
         """
         try:
             with open(path, "rb") as file:
-                content = bytearray(file.read())
+                content = bytearray(os.fstat(file.fileno()).st_size)
+                del content[file.readinto(content) :]
             archive = _Archive.parse(content)
             plan = None if archive is None else self._plan(archive, content)
             if archive is None or plan is None:
@@ -204,15 +206,15 @@ def _planned(archive: _Archive, content: bytearray) -> _Plan | None:
     doctored = io.BytesIO()
     with zipfile.ZipFile(doctored, "w") as file:
         for name in archive.records:
-            record = archive.record(content, name)
+            record: bytearray | memoryview | None = archive.record(content, name)
             if record is None or (name in lengths and len(record) % _WORD):
                 return None
             if name in lengths:
                 firsts[name] = words
                 count = len(record) // _WORD
-                record = bytearray(np.arange(words, words + count, dtype="<u4").tobytes())
+                record = np.arange(words, words + count, dtype="<u4").data.cast("B")
                 words += count
-            file.writestr(f"{archive.prefix}{name}", bytes(record))
+            file.writestr(f"{archive.prefix}{name}", record)
     doctored.seek(0)
     try:
         return _Plan(_located(_load(doctored), firsts, iter(range(_PARTS))), lengths)
