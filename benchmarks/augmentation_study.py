@@ -201,7 +201,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     colours = dict(zip(CONDITIONS, ["0.4", *[f"C{i}" for i in range(len(CONDITIONS) - 1)]], strict=True))
     for axes, model in zip(panels, models, strict=True):
-        for condition in CONDITIONS:
+        for condition in dict.fromkeys(row["condition"] for row in rows):
             mine = sorted(
                 (r for r in rows if (r["model"], r["condition"]) == (model, condition)),
                 key=lambda r: r["networks"],
@@ -269,7 +269,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = rows_of(jobs, found)
         table = _report.to_markdown("What augmentations bring", COLUMNS, rows, setting)
         _report.write(arguments.output, arguments.name, table, rows, setting)
-        draw(rows, arguments.output / f"{arguments.name}.png")
+        if len({row["networks"] for row in rows}) > 1:
+            draw(rows, arguments.output / f"{arguments.name}.png")
     return 0
 
 

@@ -51,8 +51,7 @@ def commands() -> str:
 
 def traced_networks() -> str:
     """The table that ``benchmarks/tracing.py`` wrote, and the command and versions below it."""
-    results = Path(__file__).parents[2] / "benchmarks" / "results" / "tracing.md"
-    return results.read_text(encoding="utf-8").partition("\n\n")[2]
+    return _results("tracing")
 
 
 # -- tables from the registries and the configurations -----------------------------------------------------
@@ -147,8 +146,23 @@ def hyperparameter_fields() -> str:
 
 def cards() -> str:
     """The table that ``benchmarks/recipe_cards.py`` wrote, and how it was measured."""
-    results = Path(__file__).parents[2] / "benchmarks" / "results" / "recipe_cards.md"
-    return results.read_text(encoding="utf-8").partition("\n\n")[2]
+    return _results("recipe_cards")
+
+
+def augmentation_study() -> str:
+    """The tables that ``benchmarks/augmentation_study.py`` wrote, and how they were measured."""
+    return f"{_results('augmentation_study')}\n\n{_results('augmentation_study_20')}"
+
+
+def embeddings() -> str:
+    """The table that ``benchmarks/contrastive.py`` wrote, and how it was measured."""
+    return _results("contrastive")
+
+
+def _results(name: str) -> str:
+    """What a benchmark program wrote, without its title."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / f"{name}.md"
+    return results.read_text(encoding="utf-8").partition("\n\n")[2].strip()
 
 
 def models() -> str:
@@ -283,6 +297,8 @@ def _cell(value: Any) -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "augmentations": augmentations,
     "cards": cards,
+    "augmentation-study": augmentation_study,
+    "embeddings": embeddings,
     "classifier-fields": classifier_fields,
     "commands": commands,
     "copies": copies,

@@ -70,12 +70,21 @@ def atomic_path(path: Path, *, overwrite: bool) -> Iterator[Path]:
         OSError,
         RuntimeError,
     ) as error:  # h5py raises RuntimeError when a full disk keeps it from closing
-        told = re.search(r"errno = (\d+)", str(error))
-        number = int(told[1]) if told else getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error)
-        raise OutputError(f"output: {path} could not be written ({reason})") from error
+        raise OutputError(f"output: {path} could not be written ({_reason(error)})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said: HDF5 reports the failure of a write in a text, or only as the cause of another error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        told = re.search(r"errno = (\d+)", str(cause))
+        number = int(told[1]) if told else getattr(cause, "errno", None)
+        if number:
+            return os.strerror(number)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
 
 
 def _sync_directory(directory: Path) -> None:
