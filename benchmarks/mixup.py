@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import _report
@@ -17,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import weightspace as ws
+from weightspace.datasets import Draws
 from weightspace.nets import CNN, MLP
 from weightspace.spec import Weights
 from weightspace.zoo import spec_of
@@ -68,6 +70,11 @@ def batches(module: torch.nn.Module, rounds: int) -> list[ws.Batch]:
     ]
 
 
+def mix(augment: ws.MixUp, batch: ws.Batch) -> ws.Batch:
+    """As a data set does in training: what does not suit was refused before."""
+    return augment.apply(batch, Draws.of(0, BATCH))
+
+
 def median_milliseconds(run: Callable[[ws.Batch], object], rounds: Sequence[ws.Batch]) -> float:
     """Median over rounds, without the first two."""
     times = []
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, make in NETWORKS.items():
         drawn = batches(make(), rounds)
         methods: dict[str, Callable[[ws.Batch], object]] = {
-            f"mixup({kind})": ws.MixUp(kind) for kind in ("aligned", "permuted", "direct")
+            f"mixup({kind})": partial(mix, ws.MixUp(kind)) for kind in ("aligned", "permuted", "direct")
         }
         if "SIREN" in name:
             alone = {
@@ -107,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     setting = {
         "command": _report.command_line("mixup.py", argv),
-        "batch": f"{BATCH} networks; SIRENs are matched by permutations and signs, CNNs by permutations",
+        "batch": f"{BATCH} networks; SIRENs are matched by permutations, signs and phases, CNNs by permutations",
         "rounds": rounds,
         **_report.environment("torch", "numpy", "scipy"),
     }

@@ -250,7 +250,7 @@ def test_mistakes_in_train_are_one_line(refuse, zoo, trained, tmp_path):
     assert "model: expected one of dws" in refuse(*train, "--model", "cnn")
     assert "model.hiden: unknown option" in refuse(*train, "--set", "model.hiden=3")
     assert "epochs: " in refuse(*train, "--epochs", "0")
-    assert "augment: expected some of" in refuse(*train, "--augment", "mixup")
+    assert "augment: expected some of" in refuse(*train, "--augment", "mixdown")
     assert "task: expected one of" in refuse(*train, "--task", "dance")
     assert "population: expected one of inr" in refuse(*train, "--population", "cnn")
     assert "device: expected auto, cpu or cuda" in refuse(*train, "--device", "tpu")

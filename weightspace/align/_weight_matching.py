@@ -83,8 +83,8 @@ def weight_matching(
     What a network computes is never changed. Statistics and constants do not count, but statistics move along.
 
     On a CPU, pairs of small networks are matched in compiled code, one pair per thread, as many threads as PyTorch
-    uses; the first call compiles it, and later processes find it on disk. 64 pairs of SIRENs 2-32-32-1 take about
-    5 ms on two cores.
+    uses; the first call compiles it, and later processes find it on disk. 64 pairs of SIRENs 2-32-32-1 take 5 to
+    10 ms on two cores (``benchmarks/weight_matching.py``, ``benchmarks/mixup.py``).
 
     Args:
         spec: the weight space.
