@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from weightspace.errors import DataError, OutputError
+from weightspace.errors import OutputError
 from weightspace.zoo import IMPORTERS, Zoo, import_zoo, verify_digest
 from weightspace.zoo.transfer import _importer, _small_cnn_zoo
 
@@ -102,6 +102,8 @@ def test_other_options_another_format_and_a_changed_source_are_refused(tmp_path,
         import_zoo("dwsnets", options={"w0": 20.0}, **again)
     with pytest.raises(OutputError, match=r'other work \(format: "dwsnets" there, "nfn" now'):
         import_zoo("nfn", **{**again, "source": nfn.folder})
+    with pytest.raises(OutputError, match="skip_bad: false there, true now"):
+        import_zoo("dwsnets", skip_bad=True, **again)
     shutil.rmtree(dwsnets.folder / "mnist_png_training_0_0")
     with pytest.raises(OutputError, match="checkpoints in the source: 12 there, 11 now"):
         import_zoo("dwsnets", **again)
@@ -109,33 +111,6 @@ def test_other_options_another_format_and_a_changed_source_are_refused(tmp_path,
     with pytest.raises(OutputError, match="listing of the source: "):
         import_zoo("dwsnets", **again)
     assert import_zoo("dwsnets", overwrite=True, **again).read == 12
-
-
-def test_after_a_broken_file_the_import_goes_on_with_skip_bad(tmp_path, dwsnets, monkeypatch):
-    again = {"source": dwsnets.folder, "output": tmp_path / "zoo.h5", "progress": False}
-    files = sorted(dwsnets.folder.rglob("*.pth"))
-    files[7].write_bytes(files[7].read_bytes()[:100])
-    with pytest.raises(DataError, match="--skip-bad"):
-        import_zoo("dwsnets", **again)
-    with monkeypatch.context() as patch:
-        kill_after(patch, IMPORTERS["dwsnets"], 2)
-        with pytest.raises(Killed):
-            import_zoo("dwsnets", skip_bad=True, **again)
-    report = import_zoo("dwsnets", skip_bad=True, **again)
-    assert report.skipped == 1
-    assert report.networks == 11
-
-
-def test_what_was_left_out_is_not_forgotten(tmp_path, dwsnets, monkeypatch):
-    again = {"source": dwsnets.folder, "output": tmp_path / "zoo.h5", "progress": False}
-    files = sorted(dwsnets.folder.glob("mnist_png_training_0_*/**/*.pth"))
-    files[0].write_bytes(files[0].read_bytes()[:100])
-    with monkeypatch.context() as patch:
-        kill_after(patch, IMPORTERS["dwsnets"], 2)
-        with pytest.raises(Killed):
-            import_zoo("dwsnets", skip_bad=True, **again)
-    with pytest.raises(DataError, match="it was left out by --skip-bad: pass that again"):
-        import_zoo("dwsnets", **again)
 
 
 def test_an_interruption_while_the_zoo_is_written(tmp_path, dwsnets, monkeypatch):

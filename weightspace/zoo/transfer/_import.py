@@ -197,6 +197,7 @@ def _work(importer: Importer, listing: Listing, splits: str | Path | None) -> di
         "command": "import",
         "format": importer.format,
         "options": importer.options.model_dump(mode="json"),
+        "skip_bad": importer.skip_bad,
         "splits": None if splits is None else Path(splits).name,
         "source": str(importer.source.resolve()),
         "checkpoints in the source": len(listing.paths),
@@ -228,15 +229,10 @@ def _meet_again(importer: Importer, listing: Listing, notes: Sequence[Note]) -> 
     """The designs of populations of which there are rows already, in the same order.
 
     Raises:
-        DataError: a file has changed since it was read, or was left out and should not be.
+        DataError: a file has changed since it was read.
     """
     seen: set[str] = set()
     for place, note in enumerate(notes):
-        if "bad" in note and not importer.skip_bad:
-            raise DataError(
-                f"{importer.source / listing.paths[place]}: {note['bad']}; it was left out by --skip-bad: pass that again, "
-                "or begin anew with --overwrite"
-            )
         if note["file"] != _stamp(importer.file(listing, place)):
             raise DataError(
                 f"{importer.source / listing.paths[place]}: has changed since it was read; --overwrite begins anew"
