@@ -1,13 +1,15 @@
-"""Two mechanisms that every room's configuration uses: registries by name, and errors in one sentence."""
+"""Mechanisms that every room's configuration uses: registries by name, options of functions, errors in one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from inspect import Parameter, signature
+from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-__all__ = ["Registry", "validated"]
+__all__ = ["Registry", "function_options", "validated"]
 
 _Thing = TypeVar("_Thing")
 _Class = TypeVar("_Class", bound=type)
@@ -72,3 +74,26 @@ def validated(
             known = ", ".join(model.model_fields)
             raise error_type(f"{place}{field}: {unknown}; expected one of {known}") from None
         raise error_type(f"{place}{field}: {problem['msg'].lower()}, found {problem['input']!r}") from None
+
+
+@lru_cache(maxsize=64)
+def function_options(function: Callable[..., Any], reserved: frozenset[str] = frozenset()) -> type[BaseModel]:
+    """The keyword-only parameters of a function as a configuration: its signature is where they are described.
+
+    Args:
+        function: with annotations that pydantic understands.
+        reserved: parameters that are no options.
+
+    Example:
+        >>> def shrink(weights, *, by: float = 0.5, seed: int = 0): ...
+        >>> function_options(shrink, frozenset({"seed"}))(by="0.25").by
+        0.25
+    """
+    hints = get_type_hints(function, include_extras=True)
+    fields = {
+        name: (hints[name], ... if parameter.default is Parameter.empty else parameter.default)
+        for name, parameter in signature(function).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY and name not in reserved
+    }
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(function.__name__, __config__=config, **fields)  # type: ignore[call-overload]

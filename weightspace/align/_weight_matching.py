@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from weightspace.align import _compiled, _sweeps
 from weightspace.align._plans import make_plans
 from weightspace.align._problem import Outcome, Problem, accumulation_dtype
+from weightspace.align._registry import matcher
+from weightspace.align._report import MatchReport, Stopwatch
 from weightspace.errors import ConfigError, SpecError
-from weightspace.spec import Element, Weights, WeightSpec
+from weightspace.spec import Weights, WeightSpec
 
 MATCHED = ("permutation", "sign", "phase")
 
 
-@dataclass(frozen=True, eq=False)
-class MatchReport:
-    """What :func:`weight_matching` found, with one entry per pair.
-
-    Args:
-        element: the group element whose action on ``weights`` gives exactly the aligned weights.
-        objective: inner product of reference and aligned weights over all parameters, float64.
-        distance_before: L2 distance between reference and weights over all parameters, float64.
-        distance_after: L2 distance between reference and aligned weights, float64.
-        sweeps: sweeps over the groups until no group had anything left to gain, in the restart that was kept.
-    """
-
-    element: Element
-    objective: Float[Tensor, "*batch"]
-    distance_before: Float[Tensor, "*batch"]
-    distance_after: Float[Tensor, "*batch"]
-    sweeps: Int[Tensor, "*batch"]
-
-    def summary(self) -> str:
-        """One line: distances, inner product and sweeps; means over the pairs when there are many."""
-        before, after, objective = (
-            f"{value.mean().item():.4g}"
-            for value in (self.distance_before, self.distance_after, self.objective)
-        )
-        pairs = self.sweeps.numel()
-        which, most = ("", "") if pairs == 1 else (f" of {pairs:,} pairs, means", "at most ")
-        sweeps = int(self.sweeps.max()) if pairs else 0
-        return (
-            f"weight matching{which}: distance {before} -> {after}, inner product {objective}, "
-            f"{most}{sweeps} sweep{'' if sweeps == 1 else 's'}"
-        )
-
-    def __str__(self) -> str:
-        return self.summary()
-
-
+@matcher("weight-matching", paper="arXiv:2209.04836", batched=True)
 def weight_matching(
     spec: WeightSpec,
     reference: Mapping[str, Tensor],
@@ -126,6 +91,7 @@ def weight_matching(
         >>> int((report.distance_after == 0).sum())
         100
     """
+    stopwatch = Stopwatch()
     kinds = _check_options(symmetries, first, restarts=restarts, max_sweeps=max_sweeps, seed=seed)
     batch = _joint_batch(spec, reference, weights)
     problem = Problem(
@@ -143,7 +109,7 @@ def weight_matching(
     )
     # Inside a training step under autocast, products would be rounded to half precision.
     with torch.no_grad(), torch.autocast(problem.device.type, enabled=False):
-        report = _report(_match(problem), batch)
+        report = _report(_match(problem), batch, stopwatch)
     together = {name: w.expand((*batch, *spec.tensors[name].shape)) for name, w in weights.items()}
     return spec.act(report.element, together), report
 
@@ -152,13 +118,15 @@ def _match(problem: Problem) -> Outcome:
     return _compiled.match(problem) if _compiled.can_match(problem) else _sweeps.match(problem)
 
 
-def _report(found: Outcome, batch: tuple[int, ...]) -> MatchReport:
+def _report(found: Outcome, batch: tuple[int, ...], stopwatch: Stopwatch) -> MatchReport:
     return MatchReport(
+        method="weight-matching",
         element={name: value.view(*batch, value.shape[-1]) for name, value in found.element.items()},
         objective=found.objective.view(batch),
         distance_before=found.distance_before.view(batch),
         distance_after=found.distance_after.view(batch),
         sweeps=found.sweeps.view(batch),
+        seconds=stopwatch.seconds,
     )
 
 
