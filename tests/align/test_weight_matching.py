@@ -493,7 +493,7 @@ def test_the_report_prints_as_one_line():
     a = {"layers.0.weight": torch.tensor([[3.0], [0.0]]), "layers.1.weight": torch.tensor([[0.0, 4.0]])}
     b = {"layers.0.weight": torch.tensor([[0.0], [3.0]]), "layers.1.weight": torch.tensor([[4.0, 0.0]])}
     _, report = weight_matching(spec, a, b)
-    assert str(report) == "weight matching: distance 7.071 -> 0, inner product 25, 1 sweep"
+    assert str(report).startswith("weight-matching: distance 7.071 -> 0, inner product 25, 1 sweep, ")
     _, report = weight_matching(spec, a, {name: w.expand(3, *w.shape) for name, w in b.items()})
     text, _, seconds = report.summary().rpartition(", ")
     assert text == "weight-matching of 3 networks, means: distance 7.071 -> 0, inner product 25, at most 1 sweep"
