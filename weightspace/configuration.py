@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from weightspace.errors import ConfigError
+
 __all__ = ["Registry", "function_options", "validated"]
 
 _Thing = TypeVar("_Thing")
@@ -43,14 +45,36 @@ class Registry(dict[str, _Thing], Generic[_Thing]):
         """
 
         def add(cls: _Class) -> _Class:
-            if name in self:
-                raise ValueError(f"{self.what} {name!r} is registered twice")
             for key, value in {**({self.attribute: name} if self.attribute else {}), **attributes}.items():
                 setattr(cls, key, value)
-            self[name] = cls  # type: ignore[assignment]
+            self.add(name, cls)  # type: ignore[arg-type]
             return cls
 
         return add
+
+    def add(self, name: str, thing: _Thing) -> None:
+        """Register a thing.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self:
+            raise ValueError(f"{self.what} {name!r} is registered twice")
+        self[name] = thing
+
+    def find(self, name: str, field: str) -> _Thing:
+        """The thing of that name.
+
+        Args:
+            name: of the thing.
+            field: what a message calls the option that names it.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self:
+            raise ConfigError(f"{field}: expected one of {', '.join(self)}, found {name!r}")
+        return self[name]
 
 
 def validated(

@@ -461,3 +461,12 @@ def test_checks_are_a_small_part_of_an_action():
             function(*arguments)
             seconds[function].append(time.process_time() - start)
     assert min(seconds[check_element]) < 0.5 * min(seconds[spec.act])
+
+
+def test_constants_without_axes_come_back():
+    tensors = {"w": TensorSpec.dense((3,), ["g"])}
+    spec = WeightSpec.build([Group("g", 3)], tensors, constants={"count": ()})
+    element = {"g": torch.tensor([2, 0, 1])}
+    moved = spec.act(element, {"w": torch.arange(3.0), "count": torch.tensor(7)})
+    assert moved["w"].tolist() == [2.0, 0.0, 1.0]
+    assert moved["count"] == 7

@@ -27,7 +27,7 @@ from weightspace.spec._types import (
 )
 from weightspace.spec._verify import VerifyReport, output_change, verify
 from weightspace.spec.maximality import MissedSymmetry, Move, missed_symmetries
-from weightspace.spec.tracing import NodeChange, check_operators, rule, trace, unary_rule
+from weightspace.spec.tracing import NodeChange, Site, Watch, check_operators, rule, trace, unary_rule
 
 __all__ = [
     "FIGURE_FORMATS",
@@ -44,9 +44,11 @@ __all__ = [
     "Orientation",
     "Provenance",
     "Scaling",
+    "Site",
     "Symmetry",
     "TensorSpec",
     "VerifyReport",
+    "Watch",
     "WeightSpec",
     "Weights",
     "act",

@@ -164,7 +164,7 @@ def act(spec: WeightSpec, element: Element, weights: Mapping[str, Tensor]) -> We
     return {
         name: moved[name].view((*joint, *spec.shape_of(name)))
         if name in moved
-        else w.expand(*joint, *spec.shape_of(name)).clone()
+        else w.expand((*joint, *spec.shape_of(name))).clone()
         for name, w in weights.items()
     }
 

@@ -242,15 +242,21 @@ def _outputs(
 
 
 def output_change(
-    module: nn.Module, before: Mapping[str, Tensor], after: Mapping[str, Tensor], inputs: Tensor
+    module: nn.Module,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    inputs: Tensor | tuple[Any, ...] | dict[str, Any],
 ) -> float:
     """Largest change of the output between two sets of weights, relative to the largest absolute output.
 
     In float64, so that what is left is the rounding of the weights themselves.
     """
+    from weightspace.spec.tracing import as_call
+
     network = copy.deepcopy(module).double().eval()
+    args, kwargs = pytree.tree_map(_double, as_call(inputs))
     outputs = [
-        _outputs(network, {name: tensor.double() for name, tensor in weights.items()}, (_double(inputs),), {})
+        _outputs(network, {name: _double(tensor) for name, tensor in weights.items()}, args, kwargs)
         for weights in (before, after)
     ]
     return relative_change(*outputs)

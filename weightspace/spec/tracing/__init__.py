@@ -3,7 +3,9 @@
 from weightspace.spec.tracing._check import NodeChange, check_operators
 from weightspace.spec.tracing._derive import trace
 from weightspace.spec.tracing._program import Inputs, Program, as_call, export
+from weightspace.spec.tracing._sites import Site
 from weightspace.spec.tracing._trace import RULES, rule
+from weightspace.spec.tracing._watch import Watch
 from weightspace.spec.tracing.rules import unary_rule
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "Inputs",
     "NodeChange",
     "Program",
+    "Site",
+    "Watch",
     "as_call",
     "check_operators",
     "export",

@@ -1,5 +1,6 @@
 """What figures and reports of zoos are made of: networks as columns, panels, pages."""
 
+from weightspace.figures import GREY
 from weightspace.zoo.pictures._inrs import (
     draw_curves,
     draw_image,
@@ -11,7 +12,7 @@ from weightspace.zoo.pictures._inrs import (
     value_range,
 )
 from weightspace.zoo.pictures._panels import cut
-from weightspace.zoo.pictures._style import GREY, STYLE
+from weightspace.zoo.pictures._style import STYLE
 
 __all__ = [
     "GREY",

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from weightspace.figures import GREY
 from weightspace.zoo._zoo import Population
 from weightspace.zoo.pictures._panels import draw_table_of_colours, panels
-from weightspace.zoo.pictures._style import BAD, CLASSES, GREY, colour_map, grid
+from weightspace.zoo.pictures._style import BAD, CLASSES, colour_map, grid
 from weightspace.zoo.pictures._summary import Summary, Variable
 
 NETWORKS = 2000  # in one picture

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from weightspace.zoo.pictures._style import ACCENT, BAD, GREY, MAIN, grid, numbered, scaled
+from weightspace.figures import GREY
+from weightspace.zoo.pictures._style import ACCENT, BAD, MAIN, grid, numbered, scaled
 from weightspace.zoo.pictures._summary import FEW, Variable, short
 
 MOST_BARS = 30

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from weightspace.figures import GREY, INK
+from weightspace.figures import STYLE as SHARED
 from weightspace.zoo.pictures._html import Html, escaped
 from weightspace.zoo.pictures._summary import short
 
-INK = "#1a1b1d"  # of text and axes; on a page the colour of its text takes its place
-MAIN, ACCENT, BAD, GREY = "#4c8bc4", "#e8833a", "#d6455d", "#8a8f98"
+MAIN, ACCENT, BAD = "#4c8bc4", "#e8833a", "#d6455d"
 CLASSES = (
     "#4c8bc4",
     "#e8833a",
@@ -26,32 +27,7 @@ CLASSES = (
     "#3aa9b5",
 )
 
-# A user's settings do not reach these figures; names with a dollar sign are names, not mathematics.
-STYLE: Any = {
-    "text.usetex": False,
-    "text.parse_math": False,
-    "path.sketch": None,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "weightspace",
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.labelsize": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
-    "legend.fontsize": 8.0,
-    "legend.frameon": False,
-    "figure.titlesize": 12.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+STYLE: Any = {**SHARED, "svg.fonttype": "path"}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -148,7 +124,7 @@ def to_svg(figure: Any, label: str, prefix: str) -> Html:
     text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
     for before in (' id="', "url(#", 'href="#'):
         text = text.replace(before, before + prefix)
-    text = text.replace(INK, "currentColor")
+    text = text.replace(INK, "currentColor")  # on a page the colour of its text takes the ink's place
     opening, rest = text.split(">", 1)
     found = re.search(r'viewBox="([^"]+)"', opening)
     assert found is not None
