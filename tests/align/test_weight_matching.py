@@ -13,7 +13,7 @@ from weightspace.align import weight_matching
 from weightspace.errors import ConfigError, SpecError
 from weightspace.nets import MLP
 from weightspace.spec import Cell, Dim, Exponent, Frozen, Group, Scaling, TensorSpec, WeightSpec
-from weightspace.testing import mixed_spec, random_weights
+from weightspace.testing import random_weights
 
 DOUBLE = torch.float64
 PERMUTATION, BOTH = ("permutation",), ("permutation", "sign")
@@ -153,6 +153,69 @@ def test_the_second_start_undoes_what_the_first_cannot():
     )
     assert (plain.distance_after > 0).any()
     assert (forward.distance_after == 0).all()
+
+
+def test_layer_by_layer_first_one_run_undoes_a_planted_permutation():
+    spec = WeightSpec.mlp([2, 32, 32, 32, 1], activation="tanh")
+    a, b, _ = planted(spec, PERMUTATION, (20,))
+    given, layers = (weight_matching(spec, a, b, restarts=1, first=first)[1] for first in ("given", "layers"))
+    assert (given.distance_after > 0).any()
+    assert (layers.distance_after == 0).all()
+
+
+# -- where it begins and ends ------------------------------------------------------------------------------
+
+
+def test_a_warm_start_is_where_it_begins():
+    """From the inverse of what was planted nothing is left to do, though one run alone does not find it."""
+    spec = SPECS["tanh"]
+    a, b, element = planted(spec, BOTH, (20,), seed=3)
+    start = spec.invert(element)
+    _, cold = weight_matching(spec, a, b, symmetries=BOTH, restarts=1)
+    aligned, warm = weight_matching(spec, a, b, symmetries=BOTH, restarts=1, start=start)
+    assert (cold.distance_after > 0).any()
+    assert_equal(aligned, a)
+    assert_equal(warm.element, {key: start[key] for key in warm.element})
+    torch.testing.assert_close(warm.distance_before, cold.distance_before)
+    assert (warm.sweeps == 1).all()
+
+
+def test_a_warm_start_may_hold_what_is_not_matched_and_serves_all_pairs():
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec, (5,))
+    start = spec.random_element(symmetries=["sign"], generator=torch.Generator().manual_seed(0))
+    aligned, report = weight_matching(spec, a, b, start=start)
+    expected, _ = weight_matching(spec, a, spec.act(start, b))
+    assert_equal(aligned, expected)
+    assert_equal(spec.act(report.element, b), aligned)
+    assert {name: value.shape[0] for name, value in report.element.items()} == dict.fromkeys(
+        start, 5
+    ) | dict.fromkeys(spec.groups, 5)
+
+
+def test_a_start_of_another_space_is_refused():
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec)
+    with pytest.raises(SpecError, match="hidden0"):
+        weight_matching(spec, a, b, start={"hidden0": torch.arange(4)})
+
+
+def test_a_tolerance_ends_what_gains_little():
+    spec = SPECS["tanh"]
+    a, b = pair_of(spec, (30,), dtype=DOUBLE)
+    every, coarse, one = (
+        weight_matching(spec, a, b, restarts=1, tolerance=tolerance)[1] for tolerance in (0.0, 0.03, 1e6)
+    )
+    assert (one.sweeps == 1).all()
+    assert (coarse.sweeps <= every.sweeps).all()
+    assert (coarse.sweeps < every.sweeps).any()
+    assert (coarse.objective <= every.objective).all()
+    # what a sweep more would gain is less than the tolerance
+    bound = sum(a[name].flatten(1).norm(dim=1) * b[name].flatten(1).norm(dim=1) for name in a)
+    for sweeps in range(2, int(every.sweeps.max()) + 1):
+        fewer, more = (weight_matching(spec, a, b, restarts=1, max_sweeps=n)[1] for n in (sweeps - 1, sweeps))
+        ended = coarse.sweeps == sweeps
+        assert (more.objective - fewer.objective <= 0.03 * bound)[ended & (every.sweeps > sweeps)].all()
 
 
 # -- phases ------------------------------------------------------------------------------------------------
@@ -496,28 +559,46 @@ def test_the_report_prints_as_one_line():
     assert str(report).startswith("weight-matching: distance 7.071 -> 0, inner product 25, 1 sweep, ")
     _, report = weight_matching(spec, a, {name: w.expand(3, *w.shape) for name, w in b.items()})
     text, _, seconds = report.summary().rpartition(", ")
-    assert text == "weight-matching of 3 networks, means: distance 7.071 -> 0, inner product 25, at most 1 sweep"
+    assert (
+        text == "weight-matching of 3 networks, means: distance 7.071 -> 0, inner product 25, at most 1 sweep"
+    )
     assert seconds == f"{report.seconds:.2g} s"
 
 
 # -- what it refuses ---------------------------------------------------------------------------------------
 
 
-def repeated_spec():
-    tensors = {"recurrent": TensorSpec.dense((4, 4), ["state", "state"])}
-    return WeightSpec(Frozen({"state": Group("state", 4)}), Frozen(tensors))
+def cubic_spec():
+    return WeightSpec.build([Group("g", 3)], {"cube": TensorSpec.dense((3, 3, 3), ["g"] * 3)})
 
 
-def nested_spec():
-    mixed = mixed_spec()
-    return WeightSpec(mixed.groups, Frozen({name: mixed.tensors[name] for name in ("query", "fused")}))
-
-
-def twice_signed_spec():
-    signs = {name: Scaling(name, "g", "sign", (Exponent("w", 0, 0),)) for name in ("s", "t")}
-    return WeightSpec(
-        Frozen({"g": Group("g", 3)}), Frozen({"w": TensorSpec.dense((3,), ["g"])}), Frozen(signs)
+def pairs_of_heads_spec():
+    """Heads with features that meet heads with features."""
+    dims = (
+        Dim(0, 24, 3, "heads"),
+        Dim(0, 12, 2, "features", (0,)),
+        Dim(1, 4, 3, "heads"),
+        Dim(1, 2, 2, "features", (2,)),
     )
+    groups = [Group("heads", 3), Group("features", 2, ("heads",))]
+    return WeightSpec.build(groups, {"w": TensorSpec((6, 6), (Cell(tuple(_row_major(dims))),))})
+
+
+def _row_major(dims):
+    strides = [math.prod(dim.size for dim in dims[at + 1 :]) for at in range(len(dims))]
+    return (Dim(d.axis, stride, d.size, d.group, d.parents) for d, stride in zip(dims, strides, strict=True))
+
+
+def two_parents_spec():
+    dims = Dim(0, 6, 2, "a"), Dim(1, 2, 3, "b"), Dim(2, 1, 2, "c", (0, 1))
+    groups = [Group("a", 2), Group("b", 3), Group("c", 2, ("a", "b"))]
+    return WeightSpec.build(groups, {"w": TensorSpec((2, 3, 2), (Cell(dims),))})
+
+
+def repeated_phase_spec():
+    tensors = {"w": TensorSpec.dense((3, 3), ["g", "g"]), "b": TensorSpec.dense((3,), ["g"])}
+    phase = Scaling("p", "g", "phase", (Exponent("w", 0, 1),), (Exponent("b", 0, 0),), 0.1)
+    return WeightSpec.build([Group("g", 3)], tensors, [phase])
 
 
 def shared_shift_spec():
@@ -530,9 +611,10 @@ def shared_shift_spec():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (nested_spec(), r"group 'features' is nested within heads: not yet supported by weight_matching"),
-        (repeated_spec(), r"'state' is repeated in a cell of tensor 'recurrent': not yet supported"),
-        (twice_signed_spec(), r"'g' has the sign scalings s, t: more than one is not yet supported"),
+        (cubic_spec(), r"group 'g' occurs 3 times in a cell of tensor 'cube': not supported"),
+        (pairs_of_heads_spec(), r"'heads' is repeated in a cell of tensor 'w' and has groups nested in it"),
+        (two_parents_spec(), r"'c' lies within 'a' and 'b', of which neither lies within the other"),
+        (repeated_phase_spec(), r"'g' is repeated in a cell of tensor 'w' and has a phase: not supported"),
         (shared_shift_spec(), r"'g': its phase shifts what is not flipped unit by unit"),
         (
             WeightSpec(Frozen(), Frozen({"w": TensorSpec.dense((3,), [None], kind="statistic")})),
@@ -549,9 +631,14 @@ def test_what_is_not_supported_is_named(spec, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"symmetries": ("rotation",)}, "expected some of permutation, sign, phase, found 'rotation'"),
-        ({"symmetries": ("permutation", "positive")}, "found 'positive'"),
-        ({"symmetries": ()}, "expected some of permutation, sign, phase, found none"),
+        (
+            {"symmetries": ("rotation",)},
+            "expected some of permutation, positive, sign, phase, found 'rotation'",
+        ),
+        ({"symmetries": ()}, "expected some of permutation, positive, sign, phase, found none"),
+        ({"first": "last"}, "first: expected given or layers, found 'last'"),
+        ({"tolerance": -0.1}, "tolerance: expected a finite number of at least 0, found -0.1"),
+        ({"tolerance": math.nan}, "tolerance: expected a finite number of at least 0, found nan"),
         ({"restarts": 0}, "restarts: expected at least 1, found 0"),
         ({"max_sweeps": -1}, "max_sweeps: expected at least 1, found -1"),
         ({"seed": -1}, "seed: expected at least 0, found -1"),

@@ -10,7 +10,7 @@ import torch
 from weightspace.datasets import CanonicalReport, canonicalize_zoo
 from weightspace.errors import ConfigError, OutputError, SpecError, ZooError
 from weightspace.nets import MLP, RNN
-from weightspace.spec import output_change
+from weightspace.spec import Group, TensorSpec, WeightSpec, output_change
 from weightspace.testing import tiny_zoo
 from weightspace.zoo import RowStore, Zoo, spec_of, stored_weights, verify_digest
 
@@ -451,10 +451,22 @@ def test_a_population_without_finite_rows_has_no_reference_but_may_be_sorted(can
     np.testing.assert_array_equal(written["inr"].weights, nothing["inr"].weights)
 
 
-def test_a_spec_that_matching_does_not_support_is_refused_before_work(tmp_path):
+def test_recurrent_networks_are_aligned(tmp_path):
     net = RNN(in_features=2, hidden=4, out_features=1, sequence="floats")
-    zoo = Zoo.from_state_dicts([net.state_dict()], spec=spec_of(net), name="rnn")
-    with pytest.raises(SpecError, match="not yet supported by weight_matching"):
+    spec = spec_of(net)
+    first = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    element = spec.random_element(generator=torch.Generator().manual_seed(1), symmetries=["permutation"])
+    zoo = Zoo.from_state_dicts([first, spec.act(element, first)], spec=spec, name="rnn")
+    canonicalize_zoo(zoo, tmp_path / "out.h5", method="align", reference=0, progress=False)
+    rows = Zoo.open(tmp_path / "out.h5")["rnn"].weights
+    np.testing.assert_array_equal(rows[1], rows[0])
+
+
+def test_a_spec_that_matching_does_not_support_is_refused_before_work(tmp_path):
+    tensors = {"cube": TensorSpec.dense((3, 3, 3), ["units"] * 3)}
+    spec = WeightSpec.build([Group("units", 3)], tensors)
+    zoo = Zoo.from_state_dicts([{"cube": torch.rand(3, 3, 3)}], spec=spec, name="cubes")
+    with pytest.raises(SpecError, match="not supported by weight_matching"):
         canonicalize_zoo(zoo, tmp_path / "out.h5", method="align", progress=False)
     assert list(tmp_path.iterdir()) == []
     canonicalize_zoo(zoo, tmp_path / "out.h5", method="sort", progress=False)

@@ -27,8 +27,10 @@ _PER_CALL = 4096  # pairs between two looks at Ctrl-C
 
 def can_match(problem: Problem) -> bool:
     """Whether this is the way to match these pairs."""
+    if problem.device.type != "cpu" or not problem.plans or not all(plan.plain for plan in problem.plans):
+        return False
     products = [plan.size * sum(place.cell.numel for place in plan.places) for plan in problem.plans]
-    return problem.device.type == "cpu" and bool(products) and max(products) <= _MOST
+    return max(products) <= _MOST
 
 
 def match(problem: Problem) -> Outcome:
@@ -52,9 +54,10 @@ def match(problem: Problem) -> Outcome:
             orders,
             problem.by_layer,
             problem.max_sweeps,
+            problem.rounding,
             problem.tolerance,
-            2
-            * problem.limit,  # so that what the kernel leaves out is refused below, however sums are rounded
+            # so that what the kernel leaves out is refused below, however sums are rounded
+            2 * problem.limit,
             counter,
             found.elements[:, part],
             found.outcomes[part],
@@ -101,7 +104,7 @@ def _layout(spec: WeightSpec, symmetries: tuple[str, ...]) -> _Layout:
             last[g],
             last[g + 1],
             plan.permute,
-            bool(plan.sign),
+            bool(plan.signs),
             bool(plan.phase),
             plan.shifted,
         )
@@ -174,10 +177,15 @@ def _starts(problem: Problem, layout: _Layout) -> np.ndarray:
         for plan in layout.plans:
             units = layout.units[plan.group]
             values[0, units] = np.arange(plan.size)
-            for row, name in enumerate((plan.group, plan.sign, plan.phase)):
+            for row, name in enumerate(_names(plan)):
                 if name in element:
                     values[row, units] = element[name].numpy()
     return starts
+
+
+def _names(plan: Plan) -> tuple[str, str | None, str | None]:
+    """What its permutations, signs and steps are called in an element."""
+    return plan.group, plan.signs[0] if plan.signs else None, plan.phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +214,7 @@ class _Found:
         signs = signs.to(torch.get_default_dtype())
         element: Element = {}
         for plan in layout.plans:
-            named = zip((plan.group, plan.sign, plan.phase), (sources, signs, steps), strict=True)
+            named = zip(_names(plan), (sources, signs, steps), strict=True)
             element |= {
                 name: values[:, layout.units[plan.group]] for name, values in named if name in plan.values
             }

@@ -439,6 +439,7 @@ def match_pairs(
     orders,
     by_layer,
     max_sweeps,
+    rounding,
     tolerance,
     limit,
     counter,
@@ -468,7 +469,8 @@ def match_pairs(
         orders: (starts, sweeps, groups) int64, the groups in the order of each sweep; they come round again.
         by_layer: the start that matches layer by layer first.
         max_sweeps: upper limit of sweeps.
-        tolerance: share of what an inner product can be that counts as progress.
+        rounding: share of what an inner product can be that a move must gain to be taken.
+        tolerance: share of what the inner product can be that a sweep must gain for another to follow; 0 for any.
         limit: what the square of the sum of all norms may not exceed; such a pair is left out.
         counter: (1,) int64, the next pair; shared by the threads.
         elements: (3, pairs, units) int64, out: permutations, signs and steps of all groups.
@@ -526,6 +528,7 @@ def match_pairs(
                     busy = busy or stale[at]
                 if not busy:
                     break
+                gained = 0.0
                 for at in range(all_groups):
                     g = at if forward else orders[start, sweep % orders.shape[1], at]
                     if not (forward or stale[g]):
@@ -551,7 +554,8 @@ def match_pairs(
                         for i in range(n):
                             source[i] = i
                     gain = _decide(sums, group, near, far, squares, source, sign, step)
-                    if gain > tolerance * _scale(scales, holds[g]):
+                    if gain > rounding * _scale(scales, holds[g]):
+                        gained += gain
                         _scatter(right, group, places, rests, shifts, source, sign, step, moved)
                         _compose(group, source, sign, step, element, old)
                         for other in range(all_groups):
@@ -560,11 +564,13 @@ def match_pairs(
                     _fill(stale, True)
                 else:
                     sweep += 1
+                    if tolerance > 0.0 and gained <= tolerance * _scale(scales, everything):
+                        break
                 forward = False
 
             _outcome(a, moved, outcome)
             value = -0.5 * outcome[1] if phases else outcome[0]
-            if start == 0 or value - best > tolerance * _scale(scales, everything):
+            if start == 0 or value - best > rounding * _scale(scales, everything):
                 best = value
                 outcomes[pair, 0], outcomes[pair, 2] = outcome[0], np.sqrt(outcome[1])
                 sweeps[pair] = sweep

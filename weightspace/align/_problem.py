@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from weightspace.errors import SpecError
 from weightspace.spec import Element, WeightSpec
 
 # A move must gain more than this share of ||A|| ||B||: rounding alone can fake a gain between equal choices.
-_TOLERANCE = {torch.float32: 1e-7, torch.float64: 1e-12}
+_ROUNDING = {torch.float32: 1e-7, torch.float64: 1e-12}
 _ORDERS = 64  # sweeps after which the orders of the groups come round again; few need more than ten
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """What is to be matched.
 
@@ -36,6 +36,7 @@ class Problem:
         by_layer: which of them matches layer by layer first.
         max_sweeps: upper limit of sweeps per run.
         seed: of orders and random starts.
+        tolerance: a pair is done after a sweep that gains no more than this share of what the inner product can be.
     """
 
     spec: WeightSpec
@@ -49,11 +50,15 @@ class Problem:
     by_layer: int
     max_sweeps: int
     seed: int
+    tolerance: float = 0.0
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """The tensors that count."""
-        return tuple(name for name, tensor in self.spec.tensors.items() if tensor.kind == "parameter")
+        """The tensors that count: parameters, as far as they are given."""
+        tensors = self.spec.tensors.items()
+        return tuple(
+            name for name, tensor in tensors if tensor.kind == "parameter" and name in self.reference
+        )
 
     @property
     def pairs(self) -> int:
@@ -66,19 +71,24 @@ class Problem:
         return next(iter(self.weights.values())).device
 
     @property
-    def tolerance(self) -> float:
-        """The share of what an inner product can be that counts as progress."""
-        return _TOLERANCE[self.dtype]
+    def rounding(self) -> float:
+        """The share of what an inner product can be that a move must gain to be taken."""
+        return _ROUNDING[self.dtype]
 
     @property
     def limit(self) -> float:
         """What the square of the sum of all norms may not exceed, so that no sum of products overflows."""
         return float(torch.finfo(self.dtype).max) / 8
 
-    @property
-    def shifted(self) -> frozenset[str]:
-        """The tensors that phases shift: what matching does to them changes their norms."""
-        return frozenset(place.tensor for plan in self.plans for place in plan.places if place.shift)
+    @cached_property
+    def changed(self) -> frozenset[str]:
+        """The tensors that phases shift or factors multiply: what matching does to them changes their norms."""
+        found = set()
+        for name in {name for plan in self.plans for name in plan.values if name in self.spec.scalings}:
+            scaling = self.spec.scalings[name]
+            found |= {place.tensor for place in scaling.shifts}
+            found |= {place.tensor for place in scaling.exponents if scaling.kind == "positive"}
+        return frozenset(found & set(self.parameters))
 
     def orders(self, restart: int) -> np.ndarray:
         """The groups in the order of each sweep, (sweeps, groups) int64; they come round again."""
@@ -92,7 +102,13 @@ class Problem:
         if restart > 1:
             entropy = np.random.SeedSequence([self.seed, restart, 1]).generate_state(1)
             element = self.spec.random_element(generator=torch.Generator().manual_seed(int(entropy[0])))
-        return {name: element[name] for plan in self.plans for name in plan.values}
+        return {name: self._value(name, element) for plan in self.plans for name in plan.values}
+
+    def _value(self, name: str, element: Element) -> Tensor:
+        """A random factor is farther from any than 1 is."""
+        scaling = self.spec.scalings.get(name)
+        factor = scaling is not None and scaling.kind == "positive"
+        return torch.ones_like(element[name], dtype=self.dtype) if factor else element[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +129,9 @@ def accumulation_dtype(spec: WeightSpec, *sides: Mapping[str, Tensor]) -> torch.
         SpecError: parameters that are not real.
     """
     names = [name for name, tensor in spec.tensors.items() if tensor.kind == "parameter"]
-    dtypes = {side[name].dtype for side in sides for name in names}
+    dtypes = {side[name].dtype for side in sides for name in names if name in side}
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
-    if dtype not in _TOLERANCE:
+    if dtype not in _ROUNDING:
         raise SpecError(f"weights: expected real parameters, found {dtype}")
     return dtype
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from weightspace.align._data import Batches, Loss
 from weightspace.align._report import MatchReport, compare
+from weightspace.align._together import check_networks
 from weightspace.configuration import Registry, function_options, validated
 from weightspace.errors import ConfigError
 from weightspace.spec import Weights, WeightSpec
@@ -31,6 +32,7 @@ class Matcher:
             with ``module``, ``data`` and ``loss`` as far as it needs them. Returns what it aligned and a report.
         paper: where it was published.
         needs: some of ``"module"``, ``"data"`` and ``"loss"``.
+        optional: others of these that it takes where they are given; an option decides whether it uses them.
         together: whether it moves all networks at once, none of them being the reference.
         batched: whether weights may have batch axes.
     """
@@ -39,6 +41,7 @@ class Matcher:
     function: Callable[..., tuple[Any, MatchReport]]
     paper: str
     needs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     together: bool = False
     batched: bool = False
 
@@ -63,6 +66,7 @@ def matcher(
     *,
     paper: str,
     needs: Sequence[str] = (),
+    optional: Sequence[str] = (),
     together: bool = False,
     batched: bool = False,
 ) -> Callable[[_Function], _Function]:
@@ -73,9 +77,7 @@ def matcher(
     """
 
     def add(function: _Function) -> _Function:
-        if name in MATCHERS:
-            raise ValueError(f"matcher {name!r} is registered twice")
-        MATCHERS[name] = Matcher(name, function, paper, tuple(needs), together, batched)
+        MATCHERS.add(name, Matcher(name, function, paper, tuple(needs), tuple(optional), together, batched))
         return function
 
     return add
@@ -87,9 +89,7 @@ def find_matcher(name: str) -> Matcher:
     Raises:
         ConfigError: there is none.
     """
-    if name not in MATCHERS:
-        raise ConfigError(f"method: expected one of {', '.join(MATCHERS)}, found {name!r}")
-    return MATCHERS[name]
+    return MATCHERS.find(name, "method")
 
 
 def align_networks(
@@ -120,8 +120,9 @@ def align_networks(
         an entry per network. Matchers of pairs leave the first network as it is.
 
     Raises:
-        ConfigError: an unknown matcher or option, a matcher without the module or the data that it needs, or fewer
-            than two networks.
+        ConfigError: an unknown matcher or option, a negative seed, a matcher without the module or the data that it
+            needs, or fewer than two networks.
+        SpecError: networks that do not fit the spec, are not finite, or do not have the same tensors.
 
     Example:
         >>> spec = WeightSpec.mlp([2, 16, 1], activation="tanh")
@@ -134,16 +135,19 @@ def align_networks(
     found = find_matcher(method)
     if len(networks) < 2:
         raise ConfigError(f"networks: expected at least two to align, found {len(networks)}")
+    if seed < 0:
+        raise ConfigError(f"seed: expected at least 0, found {seed}")
     chosen = validated(
         function_options(found.function, _RESERVED), options, ConfigError, f"{method}: ", "no such option"
     )
     given = {**_needed(found, module=module, data=data, loss=loss), "seed": seed}
     given |= {name: getattr(chosen, name) for name in chosen.model_fields_set}
+    check_networks(spec, networks)
     if found.together:
         aligned, report = found.function(spec, networks, **given)
         return list(aligned), report
     first, *others = networks
-    if found.batched:
+    if found.batched and _same_dtypes(others):
         stacked = {name: torch.stack([other[name] for other in others]) for name in others[0]}
         moved, report = found.function(spec, first, stacked, **given)
         rest = [{name: tensor[row] for name, tensor in moved.items()} for row in range(len(others))]
@@ -153,11 +157,16 @@ def align_networks(
     return [dict(first), *rest], _with_first(spec, first, report)
 
 
+def _same_dtypes(networks: Sequence[Mapping[str, Tensor]]) -> bool:
+    """Whether networks can be stacked without a change of type."""
+    return len({tuple(network[name].dtype for name in networks[0]) for network in networks}) == 1
+
+
 def _needed(found: Matcher, **given: Any) -> dict[str, Any]:
     for name in found.needs:
         if given[name] is None:
             raise ConfigError(f"{found.name}: it needs {name}, found none")
-    return {name: given[name] for name in found.needs}
+    return {name: given[name] for name in (*found.needs, *found.optional)}
 
 
 def _joined(reports: Sequence[MatchReport]) -> MatchReport:

@@ -10,7 +10,7 @@ from weightspace.align import weight_matching
 from weightspace.datasets.augment import Batch, Compose, MixUp, Permutation, SignFlip
 from weightspace.errors import ConfigError
 from weightspace.nets import MLP, ResNet, coordinate_grid, evaluate_batch
-from weightspace.spec import WeightSpec
+from weightspace.spec import Group, TensorSpec, WeightSpec
 from weightspace.testing import mixed_spec, random_weights, tiny_zoo
 from weightspace.zoo import spec_of
 
@@ -255,11 +255,21 @@ def test_labels_without_a_number_of_classes_are_refused():
 
 
 def test_what_cannot_be_matched_is_refused_and_mixes_directly():
-    spec = mixed_spec()
+    spec = WeightSpec.build([Group("units", 3)], {"cube": TensorSpec.dense((3, 3, 3), ["units"] * 3)})
     batch = Batch(spec, random_weights(spec, (4,)))
     with pytest.raises(ConfigError, match=r"mixup: .*; mixup\(direct\) needs no matching"):
         MixUp("aligned")(batch)
-    assert not torch.equal(MixUp("direct")(batch).weights["query"], batch.weights["query"])
+    assert not torch.equal(MixUp("direct")(batch).weights["cube"], batch.weights["cube"])
+
+
+def test_nested_and_repeated_groups_are_aligned():
+    """A partner that is the same network in another order: mixed with it, every network stays what it was."""
+    spec = mixed_spec()
+    one = random_weights(spec)
+    elements = spec.random_element((4,), generator=torch.Generator().manual_seed(0))
+    mixed = MixUp("aligned")(Batch(spec, spec.act(elements, one)), seed=0)
+    for name, w in spec.act(elements, one).items():
+        torch.testing.assert_close(mixed.weights[name], w)
 
 
 def test_a_space_without_symmetries_is_mixed_directly():

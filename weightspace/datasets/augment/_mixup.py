@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from weightspace.align import MATCHED, weight_matching
+from weightspace.align import MATCHED
+from weightspace.align._weight_matching import match_units
 from weightspace.datasets.augment._augmentation import AUGMENTATIONS, Augmentation, acted, options
 from weightspace.datasets.augment._batch import Batch, Targets, kind_of
 from weightspace.datasets.augment._draws import Draws
@@ -122,7 +123,7 @@ class MixUp(Augmentation):
         if not kinds:
             return {}
         # layer by layer first: one run then finds planted elements, and ends closer than one from the order as it is
-        _, report = weight_matching(
+        return match_units(
             batch.spec,
             reference,
             weights,
@@ -130,8 +131,7 @@ class MixUp(Augmentation):
             restarts=1,
             first="layers",
             max_sweeps=max_sweeps,
-        )
-        return report.element
+        ).element
 
     def _targets(self, batch: Batch, partner: Tensor, element: Element, share: Tensor) -> Targets:
         own = batch.targets
