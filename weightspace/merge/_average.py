@@ -1,24 +1,34 @@
-"""The average of networks, tensor by tensor: the plainest of all merge methods."""
+"""Averages of networks, tensor by tensor: the plainest of all merge methods."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from weightspace.errors import ConfigError, SpecError
+from weightspace.merge._checks import coefficients, normalised
+from weightspace.merge._registry import LazyMerge, Rule, merge_networks, merger, prepare
+from weightspace.merge._stack import Stack
 from weightspace.spec import Weights, WeightSpec
 
 
+def _mean(stack: Stack) -> Rule:
+    return stack.mean
+
+
+def _weighted(stack: Stack, *, weights: Sequence[int | float]) -> Rule:
+    parts = normalised(coefficients(len(stack), weights, 1.0))
+    return lambda name: stack.mean(name, parts)
+
+
+@merger("average", _mean, paper="arXiv:2203.05482", everywhere=True, batched=True, least=1)
 def average(
     networks: Sequence[Mapping[str, Tensor]],
     weights: Sequence[int | float] | None = None,
     *,
     spec: WeightSpec | None = None,
 ) -> Weights:
-    """Combine networks linearly, tensor by tensor: ``sum_i weights[i] * networks[i]``.
+    """Combine networks linearly: ``sum_i weights[i] * networks[i]``.
 
     It is meant for networks that are aligned, or that were fine-tuned from one: between others it averages
     units that have nothing to do with each other.
@@ -27,7 +37,7 @@ def average(
         networks: at least one; all with the same names and shapes. Leading batch axes stand for many merges at
             once.
         weights: one coefficient per network, taken as given: they need not sum to 1, and 0 is a coefficient
-            like any other. ``1 / len(networks)`` each by default.
+            like any other. ``1 / len(networks)`` each by default. :func:`weighted` normalises them.
         spec: the weight space. With it, names and shapes are checked against it, and constants must be equal
             in all networks.
 
@@ -40,74 +50,54 @@ def average(
         Those of the networks' tensors.
 
     Raises:
-        SpecError: names, shapes, or constants that differ, or that do not fit the spec.
+        SpecError: names, shapes, or constants that differ, or that do not fit the spec; NaN or infinite weights.
         ConfigError: no networks, a wrong number of coefficients, or one that is not finite.
 
     Reference:
         Wortsman et al. 2022, "Model soups", arXiv:2203.05482 (uniform soup).
 
     Example:
+        >>> import torch
         >>> a, b = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 6.0])}
         >>> average([a, b])["w"]
         tensor([2., 4.])
         >>> average([a, b], weights=[1.0, -1.0])["w"]
         tensor([-2., -4.])
     """
-    if not networks:
-        raise ConfigError("networks: expected at least one, found none")
-    coefficients = _coefficients(len(networks), weights)
-    _check_alike(networks, spec)
-    merged = {}
-    for name in networks[0]:
-        tensors = [network[name] for network in networks]
-        constant = spec is not None and name in spec.constants and tensors[0].is_floating_point()
-        merged[name] = _same(name, tensors) if constant else _combine(tensors, coefficients)
-    return merged
+    if weights is not None and len(networks):
+        given = coefficients(len(networks), weights, 1.0)
+    merge = prepare("average", networks, spec=spec)
+    if weights is not None:
+        stack = merge.stack
+        merge = LazyMerge(stack, lambda name: stack.mean(name, given), everywhere=True)
+    return merge.gather()
 
 
-def _coefficients(count: int, weights: Sequence[int | float] | None) -> list[float]:
-    if weights is None:
-        return [1.0 / count] * count
-    coefficients = [float(weight) for weight in weights]
-    if len(coefficients) != count:
-        raise ConfigError(f"weights: expected one per network, {count}, found {len(coefficients)}")
-    for position, coefficient in enumerate(coefficients):
-        if not math.isfinite(coefficient):
-            raise ConfigError(f"weights: expected finite coefficients, found {coefficient} at {position}")
-    return coefficients
+@merger("weighted", _weighted, everywhere=True, batched=True)
+def weighted(
+    networks: Sequence[Mapping[str, Tensor]],
+    *,
+    weights: Sequence[int | float],
+    spec: WeightSpec | None = None,
+) -> Weights:
+    """The weighted average: ``sum_i weights[i] * networks[i] / sum_i weights[i]``.
 
+    Args:
+        networks: two or more; leading batch axes stand for many merges at once.
+        weights: one per network. A negative one moves away from its network.
+        spec: the weight space.
 
-def _check_alike(networks: Sequence[Mapping[str, Tensor]], spec: WeightSpec | None) -> None:
-    first = networks[0]
-    for number, network in enumerate(networks):
-        for name in [*first, *network]:
-            if name not in network or name not in first:
-                lacking, having = (number, 0) if name in first else (0, number)
-                raise SpecError(f"network {lacking}: tensor {name!r} of network {having} is missing")
-            if network[name].shape != first[name].shape:
-                raise SpecError(
-                    f"network {number}: {name!r} should have shape {list(first[name].shape)} as in network 0, "
-                    f"found {list(network[name].shape)}"
-                )
-    if spec is not None:
-        spec.batch_shape(first)
+    Returns:
+        As :func:`average` does.
 
+    Raises:
+        SpecError: as :func:`average` does.
+        ConfigError: fewer than two networks, a wrong number of weights, one that is not finite, or a sum of 0.
 
-def _combine(tensors: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
-    dtype = tensors[0].dtype
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    if not dtype.is_floating_point and not dtype.is_complex:
-        return tensors[0].clone()
-    wide = torch.promote_types(dtype, torch.float32)
-    total = tensors[0].to(wide) * coefficients[0]
-    for tensor, coefficient in zip(tensors[1:], coefficients[1:], strict=True):
-        total = torch.add(total, tensor.to(wide), alpha=coefficient)
-    return total.to(dtype)
-
-
-def _same(name: str, tensors: Sequence[Tensor]) -> Tensor:
-    for number, tensor in enumerate(tensors):
-        if not torch.equal(tensor, tensors[0]):
-            raise SpecError(f"network {number}: constant {name!r} differs from that of network 0")
-    return tensors[0].clone()
+    Example:
+        >>> import torch
+        >>> a, b = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 6.0])}
+        >>> weighted([a, b], weights=[3, 1])["w"]
+        tensor([1.5000, 3.0000])
+    """
+    return merge_networks("weighted", networks, weights=weights, spec=spec)
