@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from weightspace.cli import run
 from weightspace.datagen import recipe_names
-from weightspace.nets import MLP, build, coordinate_grid
+from weightspace.nets import MLP
 from weightspace.testing import tiny_zoo
-from weightspace.zoo import Zoo, load_network, verify_digest
+from weightspace.zoo import Zoo, verify_digest
 
 COMMANDS = (
     "recipes",
@@ -34,10 +33,11 @@ COMMANDS = (
     "spec",
     "align",
     "merge",
+    "barrier",
+    "check",
 )
 SMALL = ["--set", "source.size=8", "--set", "network.hidden=[8]", "--set", "protocol.steps=5"]
 FIT = ["--model", "mlp", "--set", "model.hidden=[8]", "--epochs", "1", "--device", "cpu", "--quiet"]
-WIDE = '{"kind": "mlp", "arguments": {"widths": [2, 8, 8, 1], "output_offset": 0.5}}'
 
 
 @pytest.fixture(scope="module")
@@ -284,75 +284,7 @@ def test_mistakes_in_evaluate_are_one_line(refuse, trained, zoo, tmp_path):
     assert "config.yaml is not valid YAML" in refuse("evaluate", unfinished)
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------
-
-
-def test_align_keeps_the_function_and_merge_averages(document, refuse, zoo, tmp_path):
-    a, b = f"{zoo}::inr[0]", f"{zoo}::inr[1]"
-    aligned, merged = tmp_path / "aligned.safetensors", tmp_path / "merged.safetensors"
-    found = document("align", a, b, "-o", aligned, "--symmetries", "permutation,sign")
-    assert {"method", "objective", "max_relative_change", "output"} <= set(found)
-    assert found["max_relative_change"] < 1e-5
-    assert found["distance_after"] < found["distance_before"]
-    network = load_network(aligned)
-    net, grid = build(network.architecture).double(), coordinate_grid((9, 9)).double()
-    outputs = [
-        torch.func.functional_call(
-            net, {name: w.double() for name, w in load_network(ref).weights.items()}, (grid,)
-        )
-        for ref in (b, aligned)
-    ]
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-6, atol=1e-6)
-    assert not torch.equal(load_network(b).weights["layers.1.weight"], network.weights["layers.1.weight"])
-    found = document("merge", a, aligned, "-o", merged, "--weights", "0.25,0.75")
-    assert (found["weights"], found["output"]) == ([0.25, 0.75], str(merged))
-    expected = load_network(a).weights
-    for name, tensor in load_file(merged).items():
-        torch.testing.assert_close(tensor, 0.25 * expected[name] + 0.75 * network.weights[name])
-    before = aligned.read_bytes(), merged.read_bytes()
-    assert "aligned.safetensors exists already" in refuse("align", a, b, "-o", aligned)
-    assert "merged.safetensors exists already" in refuse("merge", a, b, "-o", merged)
-    assert (aligned.read_bytes(), merged.read_bytes()) == before
-    document("merge", a, b, "-o", merged, "--overwrite")
-    assert merged.read_bytes() != before[1]
-
-
-@pytest.mark.parametrize("command", ["align", "merge"])
-def test_state_dicts_need_an_architecture(document, refuse, zoo, tmp_path, command):
-    for name in ("a", "b"):
-        net = MLP((2, 8, 8, 1), output_offset=0.5)
-        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
-    arguments = [command, tmp_path / "a.pt", tmp_path / "b.pt", "-o", tmp_path / "out.safetensors"]
-    assert "no architecture is stored beside the weights; pass --architecture" in refuse(*arguments)
-    assert "expected JSON or a file that holds it" in refuse(*arguments, "--architecture", "mlp")
-    assert "rnn, found 'tree'" in refuse(*arguments, "--architecture", '{"kind": "tree"}')
-    assert "arguments: {...}}, found" in refuse(*arguments, "--architecture", '{"kind": "cnn"}')
-    assert "does not fit its architecture" in refuse(
-        *arguments, "--architecture", WIDE.replace("8, 8", "8, 7")
-    )
-    document(*arguments, "--architecture", WIDE)
-    assert load_network(tmp_path / "out.safetensors").architecture == json.loads(WIDE)
-    (tmp_path / "architecture.json").write_text(WIDE)
-    document(*arguments, "--architecture", tmp_path / "architecture.json", "--overwrite")
-
-
-def test_mistakes_in_align_and_merge_are_one_line(refuse, zoo, tmp_path):
-    a, b, out = f"{zoo}::inr[0]", f"{zoo}::inr[1]", tmp_path / "out.safetensors"
-    assert "expected a row in 0 .. 39, found 40" in refuse("align", a, f"{zoo}::inr[40]", "-o", out)
-    assert "file not found" in refuse("merge", a, tmp_path / "no.pt", "-o", out)
-    assert "ends in .safetensors" in refuse("merge", a, b, "-o", tmp_path / "out.pt")
-    assert "at least two networks, found 1" in refuse("merge", a, "-o", out)
-    assert "--weights: expected one per network, 2, found 3" in refuse(
-        "merge", a, b, "-o", out, "--weights", "1,2,3"
-    )
-    assert "--weights: expected numbers" in refuse("merge", a, b, "-o", out, "--weights", "half")
-    assert "finite" in refuse("merge", a, b, "-o", out, "--weights", "nan,1")
-    assert "symmetries: " in refuse("align", a, b, "-o", out, "--symmetries", "rotation")
-    inr = tiny_zoo(networks=4)["inr"]
-    inr.weights[1] = np.nan
-    diverged = Zoo({"inr": inr}).save(tmp_path / "diverged.h5")
-    assert "finite" in refuse("align", a, f"{diverged}::inr[1]", "-o", out)
-    assert not out.exists()
+# -- the program ----------------------------------------------------------------------------------------------
 
 
 def test_the_installed_command_is_this_one(zoo):

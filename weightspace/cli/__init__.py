@@ -32,6 +32,8 @@ _COMMANDS = (
     "spec",
     "align",
     "merge",
+    "barrier",
+    "check",
 )
 _RESUMED = ("generate", "import", "canonicalize", "train")  # what these finished before Ctrl-C is kept
 

@@ -24,15 +24,20 @@ from torch import Tensor, nn
 from weightspace.cli._output import say
 from weightspace.errors import ConfigError, SpecWarning, WeightspaceError
 
-ModuleOption = Annotated[
-    str,
-    typer.Option(
-        "--module",
-        metavar="PLACE:FACTORY",
-        help="What makes the module, a class or a function: package.module:factory or path/to/file.py:factory. "
-        "Its code runs.",
-    ),
-]
+_MODULE = typer.Option(
+    "--module",
+    metavar="PLACE:FACTORY",
+    help="What makes the module, a class or a function: package.module:factory or path/to/file.py:factory. "
+    "Its code runs.",
+)
+_INPUTS = typer.Option(
+    "--input",
+    metavar="[NAME=][TYPE:]SHAPE[:BOUND]",
+    help="An example input, random: 2,3,32,32 (float32), int64:2,16:100 (whole numbers below 100) or bool:2,16. "
+    "Once per positional argument; mask=bool:2,16 for an argument by name.",
+)
+ModuleOption = Annotated[str, _MODULE]
+OptionalModule = Annotated[str | None, _MODULE]
 ModuleArgs = Annotated[
     list[str] | None,
     typer.Option("--module-args", metavar="KEY=VALUE", help="Arguments of the factory; values are YAML."),
@@ -40,15 +45,8 @@ ModuleArgs = Annotated[
 MoreModuleArgs = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="More of --module-args.")
 ]
-InputOption = Annotated[
-    list[str],
-    typer.Option(
-        "--input",
-        metavar="[NAME=][TYPE:]SHAPE[:BOUND]",
-        help="An example input, random: 2,3,32,32 (float32), int64:2,16:100 (whole numbers below 100) or bool:2,16. "
-        "Once per positional argument; mask=bool:2,16 for an argument by name.",
-    ),
-]
+InputOption = Annotated[list[str], _INPUTS]
+OptionalInput = Annotated[list[str] | None, _INPUTS]
 
 _INPUT = re.compile(
     r"((?P<name>[^\W\d]\w*)=)?((?P<type>[^\W\d]\w*):)?(?P<shape>[0-9]+(,[0-9]+)*)(:(?P<bound>[0-9]+))?"
