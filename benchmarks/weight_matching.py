@@ -4,6 +4,10 @@ Pairs of SIRENs 2-32-32-1 with SIREN's own initialisation, matched until no grou
 The methods take turns, and each keeps its best rate, so that a busy moment of the machine strikes none of them
 alone. `rebasin` (PyPI) is measured where it is installed; it is handed modules that exist already.
 
+Two more tables are about single pairs of larger networks, as `nn` initialises them: multilayer perceptrons
+784-512-512-512-10 against `rebasin`, with what either reaches, and residual networks of 20 layers, four times as wide
+as those of the paper. The third is about the assignment alone, against SciPy's.
+
     python benchmarks/weight_matching.py
 """
 
@@ -20,11 +24,13 @@ from typing import Any
 
 import _report
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightspace.align import weight_matching
-from weightspace.nets import MLP
+from weightspace.align._assignment import assign
+from weightspace.nets import MLP, ResNet
 from weightspace.spec import Weights, WeightSpec
+from weightspace.zoo import spec_of
 
 WIDTHS = (2, 32, 32, 1)
 W0 = 30.0
@@ -150,16 +156,101 @@ def measure(pairs: int, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+# -- single pairs of larger networks -----------------------------------------------------------------------
+
+
+def perceptron(seed: int, width: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return MLP((784, width, width, width, 10), activation="relu")
+
+
+def residual(seed: int, width: int) -> nn.Module:
+    """ResNet-20; 4 times as wide it has 4.3 million parameters."""
+    torch.manual_seed(seed)
+    return ResNet((3, 32, 32), 10, blocks=(3, 3, 3) if width > 1 else (1, 1), channels=16, width=float(width))
+
+
+def measure_single(build: Callable[[int, int], nn.Module], width: int, pairs: int) -> list[dict[str, Any]]:
+    """Pairs of random networks, one call each; one pair more than is counted warms up."""
+    spec = spec_of(build(0, width))
+    peer = importlib.util.find_spec("rebasin") is not None and build is perceptron
+    rows = []
+    for pair in range(-1, pairs):
+        modules = [build(2 * pair + 2 + side, width) for side in (0, 1)]
+        a, b = ({name: t.detach().clone() for name, t in m.state_dict().items()} for m in modules)
+        start = time.perf_counter()
+        _, report = weight_matching(spec, a, b)
+        row = {"seconds": time.perf_counter() - start, "objective": report.objective.item()}
+        if peer:
+            row |= _peer(modules, a)
+        rows += [row] if pair >= 0 else []
+    return rows
+
+
+def _peer(modules: Sequence[nn.Module], reference: Weights) -> dict[str, float]:
+    from rebasin import PermutationCoordinateDescent
+
+    probe = torch.zeros(1, 784)
+    start = time.perf_counter()
+    PermutationCoordinateDescent(*modules, input_data_b=probe).rebasin()
+    seconds = time.perf_counter() - start
+    moved = modules[1].state_dict()
+    objective = sum(float((reference[name].double() * moved[name].double()).sum()) for name in reference)
+    return {"peer_seconds": seconds, "peer_objective": objective}
+
+
+def summarise(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Best times over the pairs, and on how many the objective is at least the peer's."""
+    best = min(row["seconds"] for row in rows)
+    found: dict[str, Any] = {"method": name, "seconds": best, "pairs": len(rows), "each": list(rows)}
+    if "peer_seconds" not in rows[0]:
+        return {**found, "ratio": "-", "peer": "-", "wins": "-", "gain": "-"}
+    peer = min(row["peer_seconds"] for row in rows)
+    wins = sum(row["objective"] >= row["peer_objective"] for row in rows)
+    gain = sum(row["objective"] / row["peer_objective"] - 1 for row in rows) / len(rows)
+    return {
+        **found,
+        "ratio": f"{peer / best:.2f}x",
+        "peer": f"{peer:.3f}",
+        "wins": f"{wins} of {len(rows)}",
+        "gain": f"{gain:+.1%}",
+    }
+
+
+def measure_assignment(size: int, rounds: int) -> list[dict[str, Any]]:
+    """Similarities of random units, and of units that are shuffled and noisy copies; best of the rounds."""
+    from scipy.optimize import linear_sum_assignment
+
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, 784, generator=generator) for _ in range(2))
+    copies = a[torch.randperm(size, generator=generator)] + b
+    rows = []
+    for name, other in (("random units", b), ("noisy copies", copies)):
+        scores = a @ other.T
+        ways: dict[str, Callable[[], object]] = {
+            "ours": lambda scores=scores: assign(scores[None]),
+            "scipy": lambda scores=scores: linear_sum_assignment(scores.numpy(), maximize=True),
+        }
+        times = dict.fromkeys(ways, math.inf)
+        for way in list(ways) * (rounds + 1):
+            start = time.perf_counter()
+            ways[way]()
+            times[way] = min(times[way], time.perf_counter() - start)
+        rows.append({"method": f"{name}, {size}", "ratio": times["scipy"] / times["ours"], **times})
+    return rows
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ``--toy`` overrides sizes so that the program can be tested in seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=1000, help="pairs in the batch")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each method; the best counts")
-    parser.add_argument("--toy", action="store_true", help="4 pairs, 1 round")
+    parser.add_argument("--single", type=int, default=20, help="single pairs of perceptrons")
+    parser.add_argument("--toy", action="store_true", help="4 pairs, 1 round, narrow networks")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results"), metavar="OUTDIR")
     arguments = parser.parse_args(argv)
     if arguments.toy:
-        arguments.pairs, arguments.rounds = 4, 1
+        arguments.pairs, arguments.rounds, arguments.single = 4, 1, 1
     return arguments
 
 
@@ -185,8 +276,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         "distance after": "{distance_after:.3f}",
     }
     table = _report.to_markdown("Aligning pairs of networks", columns, rows, setting)
-    _report.write(arguments.output, "weight_matching", table, rows, setting)
+    more, tables = measure_more(arguments)
+    _report.write(arguments.output, "weight_matching", table + tables, rows + more, setting)
     return 0
+
+
+def measure_more(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """What is measured of single pairs and of assignments, and the tables of it."""
+    width, wide = (16, 1) if arguments.toy else (512, 4)
+    singles = [
+        summarise(f"MLP, 3 x {width}", measure_single(perceptron, width, arguments.single)),
+        summarise(f"ResNet-20, x {wide}", measure_single(residual, wide, min(3, arguments.single))),
+    ]
+    columns = {
+        "network": "{method}",
+        "rebasin's time over ours": "{ratio}",
+        "seconds": "{seconds:.3f}",
+        "seconds, rebasin": "{peer}",
+        "pairs": "{pairs}",
+        "objective at least rebasin's": "{wins}",
+        "objective above rebasin's": "{gain}",
+    }
+    assignments = measure_assignment(width, 5 * arguments.rounds)
+    shown = {
+        "scores": "{method}",
+        "SciPy's time over ours": "{ratio:.2f}x",
+        "seconds": "{ours:.5f}",
+        "seconds, SciPy": "{scipy:.5f}",
+    }
+    texts = [
+        _report.to_markdown("One pair of larger networks", columns, singles, {}),
+        _report.to_markdown("One assignment", shown, assignments, {}),
+    ]
+    return [*singles, *assignments], "".join(
+        "\n" + text.rstrip("\n").replace("# ", "## ", 1) + "\n" for text in texts
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from weightspace.cli._options import parse_settings
 from weightspace.datagen import load_recipe, parse_recipe, recipe_names
 from weightspace.datagen.sources import SOURCES
 from weightspace.datasets import AUGMENTATIONS
+from weightspace.merge import MERGERS
 from weightspace.models import MODELS
 from weightspace.tasks import TASKS, train_config
 
@@ -33,7 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-REGISTRIES = (AUGMENTATIONS, MODELS, SOURCES, TASKS)
+REGISTRIES = (AUGMENTATIONS, MERGERS, MODELS, SOURCES, TASKS)
 COMMANDS = typer.main.get_command(app).commands
 
 
@@ -209,6 +210,7 @@ def test_the_format_page_is_the_contract_itself(pages) -> None:
 
 def test_tables_show_what_is_registered(pages) -> None:
     shown = {
+        pages.mergers: MERGERS,
         pages.models: MODELS,
         pages.sources: SOURCES,
         pages.tasks: TASKS,

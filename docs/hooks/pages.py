@@ -154,6 +154,44 @@ def augmentation_study() -> str:
     return f"{_results('augmentation_study')}\n\n{_results('augmentation_study_20')}"
 
 
+def alignment_study() -> str:
+    """The tables that ``benchmarks/alignment_study.py`` wrote, and how they were measured."""
+    return _results("alignment_study")
+
+
+def matchers() -> str:
+    from weightspace.align import MATCHERS
+
+    rows = [
+        (
+            f"`{name}`",
+            entry.effect.rstrip("."),
+            "all together" if entry.together else "pairs, batched" if entry.batched else "pairs",
+            ", ".join(entry.needs) or "nothing",
+            ", ".join(f"`{option}={default}`" for option, default in entry.options.items()),
+            entry.paper,
+        )
+        for name, entry in MATCHERS.items()
+    ]
+    return _table(("method", "what it does", "moves", "needs", "options", "paper"), rows)
+
+
+def mergers() -> str:
+    from weightspace.merge import MERGERS
+
+    rows = []
+    for name, entry in MERGERS.items():
+        statistics = {"fisher": "Fisher information", "grams": "Gram matrices", None: ""}[entry.statistics]
+        needs = filter(None, ["base" if entry.base else "", statistics, "score" if entry.score else ""])
+        options = (
+            f"`{option}`" if default in (None, ...) else f"`{option}={default}`"
+            for option, default in entry.options.items()
+        )
+        effect = re.sub(r"``(.+?)``", r"`\1`", entry.effect.rstrip("."))
+        rows.append((f"`{name}`", effect, ", ".join(needs) or "nothing", ", ".join(options), entry.paper))
+    return _table(("method", "what it does", "needs", "options", "paper"), rows)
+
+
 def embeddings() -> str:
     """The table that ``benchmarks/contrastive.py`` wrote, and how it was measured."""
     return _results("contrastive")
@@ -295,6 +333,7 @@ def _cell(value: Any) -> str:
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
+    "alignment-study": alignment_study,
     "augmentations": augmentations,
     "cards": cards,
     "augmentation-study": augmentation_study,
@@ -309,6 +348,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "hyperparameter-fields": hyperparameter_fields,
     "import-options": import_options,
     "importers": importers,
+    "matchers": matchers,
+    "mergers": mergers,
     "model-options": model_options,
     "models": models,
     "network-fields": network_fields,

@@ -23,7 +23,7 @@ def load_program(monkeypatch):
         return module
 
     yield load
-    for name in ("_report", "_inrs"):
+    for name in ("_report", "_inrs", "_endpoints", "_alignment_tables", "_alignment_figures"):
         sys.modules.pop(name, None)
 
 

@@ -14,6 +14,7 @@ from weightspace.models import MODELS
         "group_action",
         "importing",
         "joining",
+        "merging_memory",
         "metanetwork_scaling",
         "metanetwork_speed",
         "mixup",
@@ -111,3 +112,25 @@ def test_embeddings_are_probed_on_both_zoos(load_program, tmp_path):
                 report["rows"][0][f"{label}_mse"] / (1 - report["rows"][0][f"{label}_r2"]), rel=1e-3
             )
     assert str(tmp_path) not in json.dumps(report), "no local path in a result"
+
+
+def test_the_alignment_study_measures_every_part_once(load_program, tmp_path, capsys):
+    program = load_program("alignment_study")
+    arguments = ["--toy", "--runs", str(tmp_path / "runs"), "-o", str(tmp_path)]
+    assert program.main(arguments) == 0
+    assert "digits-resnet-batch-0.25" in capsys.readouterr().out
+    first = (tmp_path / "alignment_study.json").read_text()
+    assert program.main(arguments) == 0
+    table = (tmp_path / "alignment_study.md").read_text()
+    assert capsys.readouterr().out == table, "nothing was trained or measured again"
+    assert (tmp_path / "alignment_study.json").read_text() == first
+    assert str(tmp_path) not in first, "no local path in a result"
+    rows = json.loads(first)["rows"]
+    assert {row["part"] for row in rows} == set(program.PARTS)
+    barriers = [row for row in rows if row["part"] in ("barriers", "resnets")]
+    assert {row["repair"] for row in barriers} == {"none", "batch-norm", "repair"}
+    assert all(row["train_loss_barrier"] >= 0 and row["test_accuracy_barrier"] >= 0 for row in barriers)
+    matched = [row for row in barriers if row["method"] == "weight-matching"]
+    assert all(row["distance_after"] < row["distance_before"] for row in matched)
+    for part in ("barriers", "resnets", "many", "star", "singular", "surface"):
+        assert (tmp_path / f"alignment_study_{part}.png").stat().st_size > 5000

@@ -23,13 +23,27 @@ def test_toy_run_writes_both_reports(program, tmp_path, capsys):
     report = json.loads((tmp_path / "weight_matching.json").read_text())
     assert report["setting"]["pairs"] == 4
     assert report["setting"]["command"].startswith("python benchmarks/weight_matching.py --toy")
-    single, *others = report["rows"]
+    single, *others = (row for row in report["rows"] if "pairs_per_second" in row)
     assert single["ratio"] == 1.0
     assert table.splitlines()[2].startswith("| method | ratio |")
     for row in others:
         assert row["ratio"] == pytest.approx(row["pairs_per_second"] / single["pairs_per_second"])
         assert row["distance_after"] < row["distance_before"]
         assert f"| {row['method']} |" in table
+    perceptron, residual, *assignments = report["rows"][1 + len(others) :]
+    assert perceptron["seconds"] > 0
+    assert residual["ratio"] == "-", "no peer matches residual networks"
+    for row in assignments:
+        assert row["ratio"] == pytest.approx(row["scipy"] / row["ours"])
+
+
+def test_a_single_pair_is_compared_with_the_peer(program):
+    rows = [
+        {"seconds": 0.2, "objective": 11.0, "peer_seconds": 0.9, "peer_objective": 10.0},
+        {"seconds": 0.1, "objective": 9.0, "peer_seconds": 0.5, "peer_objective": 10.0},
+    ]
+    found = program.summarise("pair", rows)
+    assert (found["ratio"], found["wins"], found["gain"]) == ("5.00x", "1 of 2", "+0.0%")
 
 
 def test_one_by_one_and_together_find_the_same(program):
