@@ -161,7 +161,7 @@ def test_names_with_underscores_are_no_numbers(imported, source):
         ("t.json", b"[" * 100_000, "t.json: not JSON"),
         (
             "t.csv.gz",
-            gzip.compress(b"path\n" + b"a.pt\n" * 50)[:14] + b"\xff" * 30,
+            gzip.compress(b"path\n" + b"a.pt\n" * 50, mtime=0)[:14] + b"\xff" * 30,
             "t.csv.gz: damaged, or no CSV",
         ),
         (
