@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from weightspace.align import weight_matching
 from weightspace.errors import ConfigError, RunError, SpecError
 from weightspace.models import DeepSets, FlatMLP, model_config
-from weightspace.spec import WeightSpec
-from weightspace.testing import EquivarianceError, assert_invariant, mixed_spec, random_weights, tiny_specs
+from weightspace.spec import Group, TensorSpec, WeightSpec
+from weightspace.testing import EquivarianceError, assert_invariant, random_weights, tiny_specs
 
 
 def settled(model, spec):
@@ -180,8 +180,9 @@ def test_bad_input_is_refused():
         RunError, match="model mlp: nothing to align to; train it first, or call set_reference"
     ):
         aligned_mlp(spec).eval()(random_weights(spec, (2,)))
-    with pytest.raises(SpecError, match="group 'features' is nested within heads: not yet supported"):
-        aligned_mlp(mixed_spec())
+    thrice = WeightSpec.build([Group("g", 3)], {"w": TensorSpec.dense((3, 3, 3), ["g"] * 3)})
+    with pytest.raises(SpecError, match="group 'g'"):
+        aligned_mlp(thrice)
     with pytest.raises(ConfigError, match="deepsets: expected features and layers >= 1, found 0 and 2"):
         DeepSets(spec, 3, features=0)
     message = "model.features: input should be greater than or equal to 1, found 0"
